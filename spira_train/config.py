@@ -34,12 +34,8 @@ class DataConfig(Section):
 
 
 class ExtractConfig(Section):
-    min_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
-        0.5, description="Shorter recordings are refused"
-    )
-    max_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
-        120.0, description="Longer recordings are refused"
-    )
+    min_seconds: Annotated[float, Field(gt=0, le=60)] = Field(0.5, description="Shorter recordings are refused")
+    max_seconds: Annotated[float, Field(gt=0, le=600)] = Field(120.0, description="Longer recordings are refused")
     silence_dbfs: Annotated[float, Field(ge=-120, le=0)] = Field(
         -60.0, description="Recordings with a lower RMS level (dB of full scale) are refused as silent"
     )
@@ -59,12 +55,8 @@ class SplitConfig(Section):
         "spira",
         description="Salt of the subject digest that decides the split; changing it unfreezes the test set",
     )
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="Share of subjects for validation"
-    )
-    test: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="Share of subjects for the frozen test set"
-    )
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of subjects for validation")
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="Share of subjects for the frozen test set")
 
     @model_validator(mode="after")
     def leaves_something_to_train_on(self) -> "SplitConfig":
@@ -81,12 +73,8 @@ class NoiseConfig(Section):
         3, description="Seeded noisy variants of each recording beside the clean one"
     )
     # Limits measured by SPIRA v1 in the pauses of five patient recordings.
-    min_peak: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.033474047, description="Lowest peak of a noise crop"
-    )
-    max_peak: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.19233719, description="Highest peak of a noise crop"
-    )
+    min_peak: Annotated[float, Field(gt=0, le=1)] = Field(0.033474047, description="Lowest peak of a noise crop")
+    max_peak: Annotated[float, Field(gt=0, le=1)] = Field(0.19233719, description="Highest peak of a noise crop")
     test: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Share of noise tracks kept for the gate, never used in training"
     )
@@ -101,13 +89,9 @@ class NoiseConfig(Section):
 class FeaturesConfig(Section):
     """SPIRA v1's values (`conf.audio` of its best configuration, exp3.5)."""
 
-    sample_rate: Literal[16000] = Field(
-        16000, description="Hz; recordings are brought to it once, by extract"
-    )
+    sample_rate: Literal[16000] = Field(16000, description="Hz; recordings are brought to it once, by extract")
     window_seconds: Annotated[float, Field(ge=1, le=30)] = Field(4.0, description="Length of a window")
-    step_seconds: Annotated[float, Field(gt=0, le=30)] = Field(
-        1.0, description="Distance between window starts"
-    )
+    step_seconds: Annotated[float, Field(gt=0, le=30)] = Field(1.0, description="Distance between window starts")
     n_mfcc: Annotated[int, Field(ge=1, le=256)] = Field(40, description="MFCC coefficients")
     n_mels: Annotated[int, Field(ge=1, le=256)] = Field(40, description="Mel bands")
     n_fft: Annotated[int, Field(ge=64, le=8192)] = Field(1200, description="FFT length in samples")
@@ -124,40 +108,30 @@ class FeaturesConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Annotated[str, Field(min_length=1)] = Field(
-        "spira_v1", description="Network, by its name in the model table"
-    )
+    name: Annotated[str, Field(min_length=1)] = Field("spira_v1", description="Network, by its name in the model table")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.7, description="Dropout after each layer")
 
 
 class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1, le=10000)] = Field(100, description="Most epochs to train")
-    batch: Annotated[int, Field(ge=1, le=1024)] = Field(
-        5, description="Recordings in a batch; all their windows go in"
-    )
+    batch: Annotated[int, Field(ge=1, le=1024)] = Field(5, description="Recordings in a batch; all their windows go in")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="Peak learning rate of Adam")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="L2 penalty of Adam")
-    warmup_steps: Annotated[int, Field(ge=1, le=100000)] = Field(
-        1000, description="Steps to the peak (Noam schedule)"
-    )
+    warmup_steps: Annotated[int, Field(ge=1, le=100000)] = Field(1000, description="Steps to the peak (Noam schedule)")
     patience: Annotated[int, Field(ge=0, le=10000)] = Field(
         20, description="Stop after so many epochs without a better validation loss; 0 never stops early"
     )
     noisy_share: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="Share of training draws taken from the noisy variants, the same for both classes"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to train; auto takes CUDA where it is"
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where it is")
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         2, description="CPU threads; part of the run's identity, since sums depend on it"
     )
 
 
 class DecisionConfig(Section):
-    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="Probability above which: positive"
-    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="Probability above which: positive")
     # The first SPIRA API answered "inconclusive" between 0.45 and 0.55.
     band: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.05, description="Half width of the inconclusive band around the threshold"
@@ -179,9 +153,7 @@ class Config(Section):
     partition: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
         description="Partition key: the collection day, YYYY-MM-DD"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        42, description="The run's seed, the root of all randomness"
-    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(42, description="The run's seed, the root of all randomness")
     train_each: bool = Field(
         False,
         description="Train for this partition even where a newer one has landed (backfills train the newest)",
@@ -251,9 +223,7 @@ def load(run: Path) -> Config:
     try:
         return Config.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise BadInput(
-            f"{file}: not found; run `spira-train setup` first and pass the folder it names"
-        ) from None
+        raise BadInput(f"{file}: not found; run `spira-train setup` first and pass the folder it names") from None
     except ValidationError as error:
         details = "; ".join(_explain(e) for e in error.errors())
         raise BadInput(f"{file}: not a configuration of this version ({details}); run setup again") from None

@@ -60,9 +60,7 @@ class Lake:
         if not self.exists(*parts):
             return []
         found = self.fs.ls(self.path(*parts), detail=True)
-        names = (
-            entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"
-        )
+        names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
         return sorted(name for name in names if not name.startswith("."))
 
     def partitions(self, kind: str = "landing") -> list[str]:
@@ -78,9 +76,7 @@ class Lake:
     def check(self) -> None:
         """Raise `BadInput` unless this is a lake with a landing area that holds a partition."""
         if not self.exists():
-            raise BadInput(
-                f"lake {self.uri}: not found; create one with `spira-train simulate --lake {self.uri}`"
-            )
+            raise BadInput(f"lake {self.uri}: not found; create one with `spira-train simulate --lake {self.uri}`")
         if not self.partitions():
             raise BadInput(
                 f"lake {self.uri}: empty; recordings are expected under landing/YYYY-MM-DD/ with a metadata.csv"
@@ -152,9 +148,7 @@ def disk_errors(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TryAgain(
-                f"{place}: no space left on the disk; free some and run again. Nothing was lost."
-            ) from None
+            raise TryAgain(f"{place}: no space left on the disk; free some and run again. Nothing was lost.") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise BadInput(
                 f"{place}: not writable ({error.strerror}); give this user the right to write there"

@@ -125,9 +125,6 @@ class TrainConfig(Section):
         1.0, description="Share of training draws taken from the noisy variants, the same for both classes"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where it is")
-    threads: Annotated[int, Field(ge=1, le=256)] = Field(
-        2, description="CPU threads; part of the run's identity, since sums depend on it"
-    )
 
 
 class DecisionConfig(Section):
@@ -157,6 +154,9 @@ class Config(Section):
     train_each: bool = Field(
         False,
         description="Train for this partition even where a newer one has landed (backfills train the newest)",
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        2, description="CPU threads of each step; part of the run's identity, since floating-point sums depend on it"
     )
     data: DataConfig = DataConfig()
     extract: ExtractConfig = ExtractConfig()

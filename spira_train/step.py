@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -83,16 +83,19 @@ def emit(step: str, exit: Exit = Exit.DONE, message: str = "", **facts: Any) -> 
 @cache
 def code_digest(module: str) -> str:
     """Digest of the source of `module` and of every module of this package that it imports, in turn."""
-    seen: dict[str, str] = {}
-    waiting = [module]
+    return digest_json({n: digest_bytes((PACKAGE / f"{n}.py").read_bytes()) for n in modules(module, without=_NEUTRAL)})
+
+
+def modules(*names: str, without: Collection[str] = ()) -> list[str]:
+    """`names` and every module of this package that they import, in turn, sorted; `without` some and their imports."""
+    seen: set[str] = set()
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name in seen or name in _NEUTRAL:
-            continue
-        source = (PACKAGE / f"{name}.py").read_bytes()
-        seen[name] = digest_bytes(source)
-        waiting += _imports(source)
-    return digest_json(seen)
+        if name not in seen and name not in without:
+            seen.add(name)
+            waiting += _imports((PACKAGE / f"{name}.py").read_bytes())
+    return sorted(seen)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,120 @@
+"""
+# SPIRA continuous training
+
+Retrains the detector of respiratory insufficiency as new recordings arrive, and **never serves a model that has
+not earned it**. One run is one partition of the lake: the recordings collected on one day (`YYYY-MM-DD`). Every
+night at 03:00 UTC the day before is processed.
+
+| task | what it does | how it can end |
+|---|---|---|
+| `setup` | resolves preset and params into one frozen configuration | fails at once on a wrong value |
+| `extract` | checks the recordings, brings them to 16 kHz mono, lists what it refuses | *skipped*: no data that day |
+| `features` | MFCC windows, clean and with ward noise | |
+| `train` | trains on this and all earlier days | *skipped*: a newer day has landed and trains for all |
+| `validate` | measures on the frozen test set, against the champion, and asks the gate | |
+| `verdict` | the gate blessed the model: go on; or it did not: `refused` | |
+| `package` | builds the archive and tries it in a sandbox model server | fails when the sandbox refuses |
+| `approve` | waits for a human, only where the param `approve` is set | a rejection skips what follows |
+| `register` | new version in MLflow and TorchServe | publishes the asset `spira/champion` |
+| `verify` | golden recordings through the live server; rolls back on any difference | |
+| `refused` | the gate said no. The run fails with the reason; **the champion goes on serving** | |
+
+**Run it** with *Trigger*: choose a partition and a preset, and fill in only the hyper-parameters that should differ
+from the preset. **Backfill** prepares each day and trains once, for the newest (`train_each` trains for each).
+Repeating a finished run trains nothing and changes no byte.
+
+Tasks that fail for a reason outside (server away, disk full, process killed) are retried; wrong input and a refusal
+are not. Each task's operator shows where it runs: a container or a process (`SPIRA_RUNTIME`).
+"""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG, Asset, CronPartitionTimetable, Param, TriggerRule, task
+from airflow.sdk.exceptions import AirflowFailException
+from step import DEFAULTS, partition_of, step
+
+HOUR = timedelta(hours=1)
+FORM = json.loads(Path(__file__).with_name("params.json").read_text())
+RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
+PARTITION = "{{ partition_of(params, partition_key) }}"
+SETTINGS = [f"{{{{ '--set={f}=%s' % params['{f}'] if params['{f}'] is not none else '' }}}}" for f in FORM["fields"]]
+
+
+def field(name: str, spec: dict) -> Param:
+    """A hyper-parameter in the form: typed, bounded, and empty for "as the preset says"."""
+    limits = {k: v for k, v in spec.items() if k not in ("type", "description", "enum", "presets")}
+    enum = {"enum": [None, *spec["enum"]], "values_display": {"null": "as the preset says"}} if "enum" in spec else {}
+    preset = ", ".join(f"{preset} {json.dumps(value)}" for preset, value in spec["presets"].items())
+    section = name.rpartition(".")[0].capitalize() or "Run"
+    text = f"{spec['description']}. Empty: as the preset says ({preset})"
+    return Param(None, text, type=["null", spec["type"]], title=name, section=section, **limits, **enum)
+
+
+PARAMS = {
+    "partition": Param(
+        None,
+        "Collection day to process. Empty: the run's own partition key",
+        type=["null", "string"],
+        format="date",
+        section="Run",
+    ),
+    "preset": Param("default", "Configuration file to start from", enum=FORM["presets"], type="string", section="Run"),
+    "approve": Param(False, "Ask a human before the new model is registered", type="boolean", section="Run"),
+} | {name: field(name, spec) for name, spec in FORM["fields"].items()}
+
+
+@task.branch
+def verdict(ti=None, params=None):
+    """Go on with a blessed model; anything else is refused."""
+    if ti.xcom_pull("validate")["outcome"] != "done":
+        return "refused"
+    return ["package", "approve"] if params["approve"] else "package"
+
+
+@task(retries=0)
+def refused(ti=None):
+    """The run's way of saying it: the gate refused the model, and the champion goes on serving."""
+    raise AirflowFailException(f"refused by the gate: {ti.xcom_pull('validate')['message']}")
+
+
+with DAG(
+    "spira_training",
+    description="From the recordings of a day to a model that has earned to be served",
+    doc_md=__doc__,
+    schedule=CronPartitionTimetable("0 3 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    default_args=DEFAULTS,
+    user_defined_macros={"partition_of": partition_of},
+    tags=["spira", "training"],
+):
+    setup = step(
+        "setup", "setup", "--partition", PARTITION, "--preset", "{{ params.preset }}", *SETTINGS,
+        execution_timeout=timedelta(minutes=5),
+    )  # fmt: skip
+    extract = step("extract", "extract", *RUN, execution_timeout=HOUR)
+    features = step("features", "features", *RUN, execution_timeout=HOUR, outlets=[Asset("spira/features")])
+    train = step("train", "train", *RUN, gpu=True, execution_timeout=24 * HOUR)
+    validate = step("validate", "validate", *RUN, gpu=True, execution_timeout=HOUR, refusal_is_result=True)
+    package = step("package", "package", *RUN, execution_timeout=HOUR / 4)
+    approve = ApprovalOperator(
+        task_id="approve",
+        subject=f"Serve the model of partition {PARTITION}?",
+        body="{{ ti.xcom_pull('validate') | tojson(indent=2) }}",
+        response_timeout=72 * HOUR,
+        retries=0,
+    )
+    register = step(
+        "register", "register", *RUN, execution_timeout=HOUR / 4,
+        outlets=[Asset("spira/champion")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+    )  # fmt: skip
+    verify = step("verify", "verify", *RUN, execution_timeout=HOUR / 4)
+
+    decision = verdict()
+    setup >> extract >> features >> train >> validate >> decision >> [package, approve, refused()]
+    package >> [approve, register]
+    approve >> register >> verify

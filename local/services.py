@@ -1,0 +1,111 @@
+"""What the embedded stack consists of: addresses, places, command lines, environments. Nothing is started here."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL, ORCHESTRATION = ROOT / ".venv/model/bin", ROOT / ".venv/orchestration/bin"
+SERVICES = ("airflow", "mlflow", "torchserve")
+
+
+def var() -> Path:
+    """The folder of all that the stack keeps: `SPIRA_VAR`, or `var/`."""
+    return Path(os.environ.get("SPIRA_VAR", ROOT / "var")).absolute()
+
+
+def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> dict[str, Any]:
+    """A stack on `ports`, as `stack.json` keeps it: which services, where they listen, where their data is."""
+    url = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    folder = var()
+    return {
+        "services": [name for name in SERVICES if name in services],
+        "ports": dict(ports),
+        "airflow": url["AIRFLOW_PORT"],
+        "health": {
+            "airflow": url["AIRFLOW_PORT"] + "/api/v2/monitor/health",
+            "mlflow": url["MLFLOW_PORT"] + "/health",
+            "torchserve": url["INFERENCE_PORT"] + "/ping",
+        },
+        "places": {
+            "SPIRA_LAKE": os.environ.get("SPIRA_LAKE", str(folder / "lake")),
+            "SPIRA_RUNS": os.environ.get("SPIRA_RUNS", str(folder / "runs")),
+            "SPIRA_MODELS": os.environ.get("SPIRA_MODELS", str(folder / "models")),
+            "SPIRA_KEYS": str(folder / "torchserve/key_file.json"),
+            "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
+            "SPIRA_INFERENCE": url["INFERENCE_PORT"],
+            "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],
+        },
+    }
+
+
+def command(name: str, stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Command line of a service and what it needs in its environment."""
+    return {"airflow": _airflow, "mlflow": _mlflow, "torchserve": _torchserve}[name](stack)
+
+
+def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
+    """What Airflow's services, and its command line, need to know."""
+    base, ports = stack["airflow"], stack["ports"]
+    sections: dict[str, dict[str, object]] = {
+        "CORE": {
+            "LOAD_EXAMPLES": False,
+            "DAGS_FOLDER": ROOT / "dags",
+            "EXECUTION_API_SERVER_URL": f"{base}/execution/",
+            "PARALLELISM": os.environ.get("SPIRA_PARALLELISM", "3"),
+        },
+        # Setting the port without base_url kills every task silently: tasks find the API through base_url.
+        "API": {"HOST": "127.0.0.1", "PORT": ports["AIRFLOW_PORT"], "BASE_URL": base, "WORKERS": 1},
+        "SCHEDULER": {"SCHEDULER_IDLE_SLEEP_TIME": 0.2},
+        "DAG_PROCESSOR": {"REFRESH_INTERVAL": 20, "PARSING_PROCESSES": 1, "MIN_FILE_PROCESS_INTERVAL": 60},
+        "LOGGING": {
+            "WORKER_LOG_SERVER_PORT": ports["AIRFLOW_LOG_PORT"],
+            "TRIGGER_LOG_SERVER_PORT": ports["AIRFLOW_TRIGGER_LOG_PORT"],
+            "COLORED_CONSOLE_LOG": False,
+        },
+        "USAGE_DATA_COLLECTION": {"ENABLED": False},
+    }
+    return {
+        "AIRFLOW_HOME": str(var() / "airflow"),
+        "PATH": f"{ORCHESTRATION}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+        "NO_COLOR": "1",
+        "SPIRA_RUNTIME": os.environ.get("SPIRA_RUNTIME", "process"),
+        "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
+        **stack["places"],
+        **{f"AIRFLOW__{s}__{name}": str(value) for s, options in sections.items() for name, value in options.items()},
+    }
+
+
+def _airflow(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    return [str(ORCHESTRATION / "airflow"), "standalone"], airflow_environment(stack)
+
+
+def _mlflow(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    folder = var() / "mlflow"
+    flags = {
+        "backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "artifacts-destination": folder / "artifacts",
+        "host": "127.0.0.1",
+        "port": stack["ports"]["MLFLOW_PORT"],
+        "workers": 1,
+    }
+    return [str(MODEL / "python"), "-m", "mlflow", "server", *_words(flags)], {"MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _torchserve(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    ports = stack["ports"]
+    flags = {
+        "store": stack["places"]["SPIRA_MODELS"],
+        "home": var() / "torchserve",
+        "inference": ports["INFERENCE_PORT"],
+        "management": ports["MANAGEMENT_PORT"],
+        "metrics": ports["METRICS_PORT"],
+        "grpc-inference": ports["GRPC_INFERENCE_PORT"],
+        "grpc-management": ports["GRPC_MANAGEMENT_PORT"],
+    }
+    return [str(MODEL / "python"), "-m", "serve.launch", *_words(flags)], {}
+
+
+def _words(flags: Mapping[str, object]) -> list[str]:
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]

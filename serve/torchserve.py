@@ -1,0 +1,288 @@
+"""The one place that knows TorchServe: register, verify, promote, rollback, status.
+
+Another model server is a second module with these functions. Nothing here is specific to a speech model but the
+golden recordings' format.
+"""
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import requests
+
+from spira_train.outcome import Refused, TryAgain
+from spira_train.store import digest_bytes, digest_file, disk_errors
+
+CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 60.0
+# Registration waits for the worker: importing torch on a busy machine takes its time.
+READY_SECONDS = 120.0
+# Probabilities of one model on one input may differ by rounding between machines, not by more (style.md, trust bars).
+TOLERANCE = 1e-6
+# Eight requests share a forward pass where they come together; nobody waits longer than 5 ms for company.
+BATCH, BATCH_DELAY_MS = 8, 5
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a TorchServe is. keys: its `key_file.json`; None where it runs without tokens."""
+
+    inference: str = "http://127.0.0.1:8085"
+    management: str = "http://127.0.0.1:8086"
+    keys: Path | None = None
+    name: str = "spira"
+
+
+def register(server: Server, archive: Path, version: str, store: Path, *, ready: float = READY_SECONDS) -> str:
+    """Load `archive` as `version` beside what is served; it does not get the default requests (unless it is the first).
+
+    store: the server's model store as seen from here. Returns "registered", or "present" where the same archive
+    already serves under that version. Raises `Refused` where the version is taken by other content or does not get
+    READY within `ready` seconds (it is deleted then), `TryAgain` where the server is away.
+    """
+    stored = store / f"{server.name}-{version}.mar"
+    wanted = digest_file(archive)
+    known = _version(server, version)
+    same = stored.is_file() and digest_file(stored) == wanted
+    if known and not same:
+        raise Refused(
+            f"{server.name} {version} is served from another archive than {archive.name} ({wanted[:12]}); "
+            "a version never changes its content: package again, or delete that version first"
+        )
+    if known and _ready(known):
+        return "present"
+    if not same:
+        _copy(archive, stored)
+    if known:
+        _scale(server, version)  # a register that was killed, or a worker that died
+    else:
+        params = {"url": stored.name, "model_name": server.name, "initial_workers": "1", "synchronous": "true"}
+        params |= {"batch_size": str(BATCH), "max_batch_delay": str(BATCH_DELAY_MS)}
+        answer = _manage(server, "POST", "/models", params=params, timeout=ready)
+        if answer.status_code == 500:  # its worker could not load, yet the version may stay: delete it
+            ready = 0
+        elif answer.status_code not in (200, 409):  # 409: somebody else was quicker
+            raise Refused(f"TorchServe refused {stored.name}: {_reason(answer)}")
+    _wait(server, version, ready)
+    return "registered"
+
+
+def verify(server: Server, version: str | None, golden: Path, *, expected: str | None = None) -> dict[str, Any]:
+    """Ask `version` (None: the default path) for the golden recordings and compare with what validation found.
+
+    golden: folder with `golden.json` [{file, probability, windows}] and its WAV files. expected: the version that must
+    answer; `version` unless said. Returns {version, recordings, largest_difference, milliseconds}. Raises `Refused`
+    where an answer, its version or a probability (beyond 1e-6) is wrong.
+    """
+    entries = json.loads((golden / "golden.json").read_text())
+    if not entries:
+        raise Refused(f"{golden / 'golden.json'}: holds no recordings, so nothing can be verified")
+    must, largest, milliseconds = expected or version, 0.0, []
+    for entry in entries:
+        started = time.perf_counter()
+        answer = predict(server, (golden / entry["file"]).read_bytes(), version, windows=True)
+        milliseconds.append(1000 * (time.perf_counter() - started))
+        if answer.status_code != 200:
+            raise Refused(f"golden recording {entry['file']}: {must} answered {_reason(answer)}")
+        body = answer.json()
+        if must and body["model"]["version"] != must:
+            raise Refused(f"golden recording {entry['file']}: {body['model']['version']} answered, expected {must}")
+        pairs = zip([body["probability"], *body["windows"]], [entry["probability"], *entry["windows"]], strict=False)
+        difference = max(abs(ours - theirs) for ours, theirs in pairs)
+        if len(body["windows"]) != len(entry["windows"]) or not difference <= TOLERANCE:
+            raise Refused(
+                f"golden recording {entry['file']}: {must} gives {body['probability']:.8f}, "
+                f"validation found {entry['probability']:.8f} (allowed difference: {TOLERANCE:g})"
+            )
+        largest = max(largest, difference)
+    median = sorted(milliseconds)[len(milliseconds) // 2]
+    return {
+        "version": must or body["model"]["version"],
+        "recordings": len(entries),
+        "largest_difference": largest,
+        "milliseconds": round(median, 1),
+    }
+
+
+def predict(server: Server, content: bytes, version: str | None = None, *, windows: bool = False) -> requests.Response:
+    """One recording's bytes to the inference API; the answer as it came (4xx for a recording that cannot be used)."""
+    path = f"/predictions/{server.name}" + (f"/{version}" if version else "")
+    headers = {"Content-Type": "application/octet-stream"} | ({"X-Spira-Windows": "true"} if windows else {})
+    return _call(server, server.inference, "inference", "POST", path, data=content, headers=headers)
+
+
+def promote(server: Server, version: str) -> bool:
+    """Make `version` the default one; False where it already was. Raises `Refused` unless it has a READY worker."""
+    known = _version(server, version)
+    if not known or not _ready(known):
+        raise Refused(f"{server.name} {version}: has no READY worker, so it cannot become the default version")
+    if status(server)["default"] == version:
+        return False
+    answer = _manage(server, "PUT", f"/models/{server.name}/{version}/set-default")
+    if answer.status_code != 200:
+        raise Refused(f"TorchServe refused to make {version} the default: {_reason(answer)}")
+    return True
+
+
+def rollback(server: Server, version: str) -> bool:
+    """Give the default requests back to `version`, starting a worker for it where it has none."""
+    known = _version(server, version)
+    if known and not _ready(known):
+        _scale(server, version)
+        _wait(server, version, READY_SECONDS, delete=False)
+    return promote(server, version)
+
+
+def unregister(server: Server, version: str) -> bool:
+    """Delete `version` from the server (its archive stays in the store); False where it was not there."""
+    answer = _manage(server, "DELETE", f"/models/{server.name}/{version}")
+    if answer.status_code == 403:
+        raise Refused(f"{server.name} {version} is the default version; make another one the default first")
+    return answer.status_code == 200
+
+
+def status(server: Server) -> dict[str, Any]:
+    """{"default": version or None, "versions": {version: {"ready", "workers", "archive"}}}."""
+    versions = {entry["modelVersion"]: entry for entry in _describe(server, "all")}
+    default = next((entry["modelVersion"] for entry in _describe(server, None)), None) if versions else None
+    shown = {
+        version: {"ready": _ready(entry), "workers": len(entry["workers"]), "archive": entry["modelUrl"]}
+        for version, entry in versions.items()
+    }
+    return {"default": default, "versions": shown}
+
+
+def describe(server: Server, version: str) -> dict[str, Any]:
+    """What the handler of `version` says of itself: model, features, decision, blessing, lineage."""
+    answer = _manage(server, "GET", f"/models/{server.name}/{version}", params={"customized": "true"})
+    if answer.status_code != 200:
+        raise Refused(f"{server.name} {version}: does not describe itself: {_reason(answer)}")
+    found = json.loads(answer.json()[0]["customizedMetadata"])
+    return dict(found)
+
+
+def read_member(archive: Path, name: str) -> bytes:
+    """One file of an archive; raises `Refused` where the archive is damaged or does not hold it."""
+    try:
+        with ZipFile(archive) as content:
+            return content.read(name)
+    except FileNotFoundError:
+        raise Refused(f"{archive}: not found; run `spira-train package` first") from None
+    except (BadZipFile, KeyError, OSError) as error:
+        raise Refused(f"{archive}: damaged, or without {name} ({error}); run `spira-train package` again") from None
+
+
+def member_digest(archive: Path, name: str) -> str:
+    """SHA-256 of one file of an archive, in hex."""
+    return digest_bytes(read_member(archive, name))
+
+
+def _wait(server: Server, version: str, seconds: float, *, delete: bool = True) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        known = _version(server, version)
+        if known and _ready(known):
+            return
+        # A worker that failed to load is stopped and started again without end; what is not READY then never will be.
+        failed = not known or not known["workers"]
+        if failed or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if delete and known:
+        current = status(server)
+        if current["default"] != version or len(current["versions"]) == 1:
+            unregister(server, version)
+    raise Refused(
+        f"{server.name} {version} did not get READY and was removed; what was served before goes on. "
+        "The server's logs/model_log.log says why it could not load"
+    )
+
+
+def _scale(server: Server, version: str) -> None:
+    params = {"min_worker": "1", "max_worker": "1", "synchronous": "true"}
+    _manage(server, "PUT", f"/models/{server.name}/{version}", params=params, timeout=READY_SECONDS)
+
+
+def _version(server: Server, version: str) -> dict[str, Any] | None:
+    return next((entry for entry in _describe(server, "all") if entry["modelVersion"] == version), None)
+
+
+def _ready(entry: Mapping[str, Any]) -> bool:
+    return any(worker["status"] == "READY" for worker in entry["workers"])
+
+
+def _describe(server: Server, version: str | None) -> list[dict[str, Any]]:
+    answer = _manage(server, "GET", f"/models/{server.name}" + (f"/{version}" if version else ""))
+    if answer.status_code == 404:
+        return []
+    if answer.status_code != 200:
+        raise TryAgain(f"TorchServe at {server.management} answered {_reason(answer)}")
+    return list(answer.json())
+
+
+def _manage(server: Server, verb: str, path: str, **options: Any) -> requests.Response:
+    return _call(server, server.management, "management", verb, path, **options)
+
+
+def _call(server: Server, address: str, key: str, verb: str, path: str, **options: Any) -> requests.Response:
+    """One request with the token of `key`; renewed once where the server says that it is invalid or too old."""
+    headers = dict(options.pop("headers", {}))
+    timeout = (CONNECT_SECONDS, options.pop("timeout", ANSWER_SECONDS))
+    try:
+        for attempt in ("first", "reread", "renewed"):
+            if server.keys:
+                token = _token(server, key, renew=attempt == "renewed")
+                headers["Authorization"] = f"Bearer {token}"
+            answer = requests.request(verb, address + path, headers=headers, timeout=timeout, **options)
+            if answer.status_code != 400 or "InvalidKeyException" not in answer.text:
+                return answer
+    except requests.Timeout:
+        raise TryAgain(f"TorchServe at {address} did not answer in time; look at its load and run again") from None
+    except requests.RequestException:
+        raise TryAgain(f"TorchServe at {address} does not answer; start it and run again") from None
+    if not server.keys:
+        raise TryAgain(f"TorchServe at {address} asks for a token; pass its key_file.json with --keys")
+    raise TryAgain(f"TorchServe at {address} does not take the key in {server.keys}: is it that server's file?")
+
+
+def _token(server: Server, kind: str, *, renew: bool) -> str:
+    try:
+        keys = json.loads(server.keys.read_text()) if server.keys else {}
+        if renew:
+            bearer = {"Authorization": f"Bearer {keys['API']['key']}"}
+            url = f"{server.management}/token"
+            requests.get(url, params={"type": kind}, headers=bearer, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+            return _token(server, kind, renew=False)
+        return str(keys[kind]["key"])
+    except FileNotFoundError:
+        raise TryAgain(f"{server.keys}: not found; TorchServe writes it when it starts. Is it running?") from None
+    except PermissionError:
+        raise TryAgain(f"{server.keys}: not readable; it belongs to the user that runs TorchServe") from None
+    except (ValueError, KeyError):
+        raise TryAgain(f"{server.keys}: not a TorchServe key file, or just being written; run again") from None
+
+
+def _copy(archive: Path, stored: Path) -> None:
+    with disk_errors(str(stored)):
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        staging = stored.with_name(f".{stored.name}.{uuid.uuid4().hex[:12]}.partial")
+        try:
+            shutil.copyfile(archive, staging)
+            staging.chmod(0o644)
+            staging.replace(stored)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+def _reason(answer: requests.Response) -> str:
+    try:
+        body = answer.json()
+        detail = body.get("detail") or body.get("message") or body.get("error") or ""
+    except (ValueError, AttributeError):
+        detail = answer.text[:200]
+    return f"{answer.status_code}" + (f": {detail}" if detail else "")

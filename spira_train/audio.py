@@ -1,0 +1,232 @@
+"""`Audio`: one recording in its canonical form, 16 kHz mono int16, with the facts measured on the way.
+
+The extract step and the TorchServe handler decode through this one function, so training and serving hear the same
+bits. It therefore stands alone: numpy, soundfile, torch and torchaudio, nothing else.
+"""
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torchaudio.functional import resample
+
+SAMPLE_RATE = 16_000  # Hz, SPIRA v1
+MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz, telephone to studio
+MAX_CHANNELS = 2
+REASONS = ("undecodable", "unsupported", "not_finite", "too_short", "too_long", "silent", "clipped")
+
+FLOOR_DBFS = -120.0  # what digital silence reports: its true level, minus infinity, is not a JSON number
+BANDWIDTH_DB = -50.0  # a band counts as present above this, relative to the strongest
+
+# libsndfile guesses among 25 formats; only the parsers of these ever see bytes from outside.
+_MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa", b"\xff\xe3")
+# Highest value that a sample can have, where that is clearly below 1.
+_FULL_SCALE = {"PCM_U8": 127 / 128, "PCM_S8": 127 / 128, "ULAW": 32124 / 32768, "ALAW": 32256 / 32768}
+_FFT = 1024
+_BLOCK = 65_536  # source samples resampled at once: bounds memory, and stays in the cache
+_STREAMED = 2**31 - 1024  # bytes
+_MAX_KERNEL = 4_000_000  # an odd rate such as 44,099 Hz needs a resampling kernel of gigabytes
+
+
+class AudioError(ValueError):
+    """A recording is refused. `reason` is one of REASONS, `detail` says why in words and names no file."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A recording as the model hears it."""
+
+    samples: NDArray[np.int16] = field(repr=False)  # (T,) at 16 kHz
+    seconds: float
+    rms_dbfs: float  # about the mean: a constant offset is not loudness
+    peak: float  # 0..1
+    clipped: float  # fraction of the source's samples at full scale
+    source_rate: int  # Hz
+    source_channels: int
+    bandwidth_hz: float  # highest frequency within 50 dB of the strongest
+    digest: str  # SHA-256 of the samples as little-endian bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """The loudest channel of a file, as decoded."""
+
+    samples: NDArray[np.float32]  # (S,) at `rate`
+    rate: int
+    channels: int
+    full_scale: float
+
+
+def decode(content: bytes, *, min_seconds: float, max_seconds: float, silence_dbfs: float, max_clipped: float) -> Audio:
+    """Decode the bytes of a WAV, FLAC, OGG or MP3 file.
+
+    Of several channels the loudest is taken: averaging would mix a second voice in. Limits are those of
+    `ExtractConfig`. Raises `AudioError` for whatever is not a usable recording.
+
+    >>> tone = np.sin(np.arange(16000) * 0.1).astype(np.float32) / 2
+    >>> limits = dict(min_seconds=0.5, max_seconds=120, silence_dbfs=-60, max_clipped=0.02)
+    >>> decode(to_flac((tone * 32767).astype(np.int16)), **limits).samples.shape
+    (16000,)
+    """
+    source = _read(content, max_seconds)
+    seconds = len(source.samples) / source.rate
+    if seconds < min_seconds:
+        raise AudioError("too_short", f"{seconds:.2f} s; at least {min_seconds:g} s are needed")
+    clipped = float(np.mean(np.abs(source.samples) >= source.full_scale))
+    if clipped > max_clipped:
+        raise AudioError("clipped", f"{clipped:.1%} of the samples at full scale; at most {max_clipped:.1%} may be")
+    samples = _quantise(_to_16k(source))  # (T,)
+    level = _level(samples)
+    if level < silence_dbfs:
+        raise AudioError("silent", f"{level:.0f} dBFS; at least {silence_dbfs:g} dBFS are needed")
+    return Audio(
+        samples=samples,
+        seconds=len(samples) / SAMPLE_RATE,
+        rms_dbfs=level,
+        peak=float(np.abs(samples.astype(np.int32)).max()) / 32768,
+        clipped=clipped,
+        source_rate=source.rate,
+        source_channels=source.channels,
+        bandwidth_hz=min(_bandwidth(samples), source.rate / 2),
+        digest=digest(samples),
+    )
+
+
+def decode_float(content: bytes, *, max_seconds: float) -> NDArray[np.float32]:
+    """Decode to float32 (T,) at 16 kHz without judging level or length: for noise tracks, which may be faint."""
+    return _to_16k(_read(content, max_seconds)).astype(np.float32)  # (T,)
+
+
+def as_float(audio: Audio | NDArray[np.int16]) -> NDArray[np.float32]:
+    """Samples as float32 (T,) in [-1, 1)."""
+    samples = audio.samples if isinstance(audio, Audio) else audio
+    return samples.astype(np.float32) / np.float32(32768)  # (T,)
+
+
+def digest(samples: NDArray[np.int16]) -> str:
+    """SHA-256 of canonical samples, in hex: the recording's identity."""
+    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+
+
+def to_flac(samples: NDArray[np.int16]) -> bytes:
+    """Canonical samples as a FLAC file, without loss."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def from_flac(content: bytes) -> NDArray[np.int16]:
+    """The canonical samples (T,) of a file in the lake's audio area."""
+    samples, rate = soundfile.read(io.BytesIO(content), dtype="int16")  # (T,)
+    if rate != SAMPLE_RATE or samples.ndim != 1:
+        raise AudioError("unsupported", f"{rate} Hz, {samples.ndim} dimensions; 16 kHz mono is expected here")
+    return samples
+
+
+def _read(content: bytes, max_seconds: float) -> _Source:
+    if not content.startswith(_MAGIC):
+        raise AudioError("undecodable", "not a WAV, FLAC, OGG or MP3 file" if content else "the file is empty")
+    missing = _missing_bytes(content)
+    if missing:
+        raise AudioError("undecodable", f"cut off: {missing} bytes of sound are missing at its end")
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate, channels, subtype = file.samplerate, file.channels, file.subtype
+            _check_header(rate, channels)
+            limit = int(max_seconds * rate)
+            samples = _read_frames(file, limit)  # (S, C)
+    except (soundfile.SoundFileError, RuntimeError, EOFError):
+        raise AudioError("undecodable", "broken: no audio could be read from it") from None
+    if len(samples) == 0:
+        raise AudioError("undecodable", "the file holds no samples")
+    if len(samples) > limit:
+        raise AudioError("too_long", f"more than {max_seconds:g} s")
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", "samples that are not numbers (NaN or infinity)")
+    loudest = int(np.argmax(samples.std(axis=0, dtype=np.float64)))
+    return _Source(np.ascontiguousarray(samples[:, loudest]), rate, channels, _FULL_SCALE.get(subtype, 0.999))
+
+
+def _missing_bytes(content: bytes) -> int:
+    """How many bytes a WAV file's data chunk promises beyond the end of the file: what an upload cut off lost."""
+    at = 12
+    while content.startswith(b"RIFF") and at + 8 <= len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        if content[at : at + 4] == b"data":
+            # Recorders that stream cannot know the size, and promise the largest there is.
+            return 0 if size > _STREAMED else max(0, at + 8 + size - len(content))
+        at += 8 + size + size % 2
+    return 0
+
+
+def _check_header(rate: int, channels: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError("unsupported", f"{rate} Hz; {MIN_RATE} to {MAX_RATE} Hz are supported")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError("unsupported", f"{channels} channels; 1 or {MAX_CHANNELS} are supported")
+    if rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 > _MAX_KERNEL:
+        raise AudioError("unsupported", f"{rate} Hz is no usual sampling rate")
+
+
+def _read_frames(file: soundfile.SoundFile, limit: int) -> NDArray[np.float32]:
+    """At most limit + 1 frames: neither a header that lies nor a decompression bomb can take more memory."""
+    blocks = [np.empty((0, file.channels), np.float32)]
+    missing = limit + 1
+    # A stream of unknown length claims the largest number there is; only then reading has to find out.
+    if limit < file.frames < 2**62:
+        missing = 0
+        blocks.append(np.zeros((limit + 1, file.channels), np.float32))
+    while missing:
+        block = file.read(min(missing, file.samplerate), dtype="float32", always_2d=True)  # (n, C)
+        if not len(block):
+            break
+        blocks.append(block)
+        missing -= len(block)
+    return np.concatenate(blocks)  # (S, C)
+
+
+def _to_16k(source: _Source) -> NDArray[np.float64]:
+    """Resample in float64: sums in another order (threads, vector width) then never reach the 16th bit.
+
+    Works block by block with the context that torchaudio's filter needs, which equals one call on the whole.
+    """
+    if source.rate == SAMPLE_RATE:
+        return source.samples.astype(np.float64)  # (T,)
+    common = math.gcd(source.rate, SAMPLE_RATE)
+    old, new = source.rate // common, SAMPLE_RATE // common
+    # The filter reaches 6 zero crossings of the lower rate (torchaudio's default, with its roll-off of 0.99).
+    margin = math.ceil(6 / (min(old, new) * 0.99)) + 1  # periods of `old` samples
+    size = max(1, _BLOCK // old)  # periods in a block
+    total = len(source.samples)
+    padded = np.pad(source.samples, (margin * old, (margin + size) * old))
+    blocks = []
+    for start in range(0, total, size * old):
+        block = padded[start : start + (size + 2 * margin) * old].astype(np.float64)
+        fresh = resample(torch.from_numpy(block), source.rate, SAMPLE_RATE).numpy()
+        blocks.append(fresh[margin * new : (margin + size) * new])
+    return np.concatenate(blocks)[: math.ceil(total * new / old)]  # (T,)
+
+
+def _quantise(signal: NDArray[np.float64]) -> NDArray[np.int16]:
+    return np.clip(np.rint(signal * 32768), -32768, 32767).astype(np.int16)  # (T,)
+
+
+def _level(samples: NDArray[np.int16]) -> float:
+    rms = float(samples.std(dtype=np.float64)) / 32768
+    return max(FLOOR_DBFS, 20 * math.log10(rms)) if rms else FLOOR_DBFS
+
+
+def _bandwidth(samples: NDArray[np.int16]) -> float:
+    frames = np.pad(samples, (0, -len(samples) % _FFT)).reshape(-1, _FFT) * np.hanning(_FFT)  # (N, 1024)
+    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(axis=0)  # (513,)
+    present = np.flatnonzero(power > power.max() * 10 ** (BANDWIDTH_DB / 10))
+    return float(present[-1]) * SAMPLE_RATE / _FFT if len(present) else 0.0

@@ -1,0 +1,274 @@
+"""The command line `spira-train`: one step, one command, one container. All reading of options happens here."""
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+import yaml
+from rich.console import Console
+
+from spira_train import config as configuration
+from spira_train.outcome import Exit, StepError, TryAgain
+from spira_train.progress import say
+from spira_train.step import emit
+from spira_train.store import Lake, write_atomic
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="SPIRA continuous training: from recordings to a validated, packaged, registered model.",
+)  # fmt: skip
+
+RunOption = Annotated[Path, typer.Option("--run", help="Run folder, as `setup` named it")]
+LakeOption = Annotated[
+    str, typer.Option("--lake", envvar="SPIRA_LAKE", help="The data lake: a folder or an fsspec URI")
+]
+PartitionOption = Annotated[str, typer.Option("--partition", help="Work on this partition alone")]
+GateOption = Annotated[Path, typer.Option(envvar="SPIRA_GATE", help="The gate's limits")]
+MlflowOption = Annotated[str, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow's address")]
+ModelsOption = Annotated[Path, typer.Option("--models", envvar="SPIRA_MODELS", help="TorchServe's model store")]
+InferenceOption = Annotated[str, typer.Option(envvar="SPIRA_INFERENCE", help="TorchServe's inference address")]
+ManagementOption = Annotated[str, typer.Option(envvar="SPIRA_MANAGEMENT", help="TorchServe's management address")]
+KeysOption = Annotated[Path, typer.Option(envvar="SPIRA_KEYS", help="TorchServe's key_file.json")]
+INFERENCE, MANAGEMENT = "http://127.0.0.1:8085", "http://127.0.0.1:8086"
+
+
+@app.command()
+def setup(
+    lake: LakeOption,
+    runs: Annotated[Path, typer.Option(envvar="SPIRA_RUNS", help="Where run folders are made")],
+    partition: Annotated[str, typer.Option(help="Partition key: the collection day, YYYY-MM-DD")],
+    preset: Annotated[str, typer.Option(help="A file of the configuration folder, by name")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.field=value, as often as needed")] = None,
+    folder: Annotated[Path, typer.Option("--config", envvar="SPIRA_CONFIG", help="The configuration folder")] = (
+        configuration.CONFIG_DIR
+    ),
+) -> None:
+    """Resolve and check the configuration; make the run folder."""
+    overrides = dict(configuration.parse_override(text) for text in set_ or [])
+    config = configuration.resolve(configuration.preset_files(preset, folder), overrides | {"partition": partition})
+    Lake(lake).check()
+    run = runs.absolute() / f"{config.partition}-{config.digest()[:8]}"
+    content = json.dumps(config.model_dump(mode="json"), indent=1).encode()
+    if not (run / "config.json").exists() or (run / "config.json").read_bytes() != content:
+        write_atomic(run / "config.json", content)
+    emit("setup", run=str(run), partition=config.partition, config=config.digest())
+
+
+@app.command()
+def extract(run: RunOption, lake: LakeOption, partition: PartitionOption = "") -> None:
+    """Data extraction: landing -> 16 kHz mono audio and a manifest; refuses bad recordings with a reason each."""
+    from spira_train import extract as step
+
+    config, place = configuration.load(run), Lake(lake)
+    place.check()
+    _each("extract", _partitions(config, place, partition), config.partition, step.run, lake=place, config=config)
+
+
+@app.command()
+def features(run: RunOption, lake: LakeOption, partition: PartitionOption = "") -> None:
+    """Feature engineering: audio -> windows of MFCC, clean and in ward noise."""
+    from spira_train import featurise as step
+
+    config, place = configuration.load(run), Lake(lake)
+    keys = [key for key in _partitions(config, place, partition) if key == config.partition or _extracted(place, key)]
+    _each("features", keys, config.partition, step.run, lake=place, config=config)
+
+
+@app.command()
+def train(run: RunOption, lake: LakeOption, mlflow: MlflowOption = "") -> None:
+    """Train the network on the run's partitions; goes on where a kill left it."""
+    from spira_train import train as step
+
+    report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), mlflow=mlflow or None)
+    _finish("train", report)
+
+
+@app.command()
+def validate(run: RunOption, lake: LakeOption, gate: GateOption = configuration.CONFIG_DIR / "gate.yaml") -> None:
+    """Hold the model against the gate; write the quality blessing or refuse."""
+    from spira_train import validate as step
+
+    report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), gate=gate)
+    _finish("validate", report, report_page=str(run / "validate" / "report.html"))
+
+
+@app.command()
+def package(run: RunOption) -> None:
+    """Build the archive that TorchServe loads: the same inputs give the same bytes."""
+    from spira_train import package as step
+
+    _finish("package", step.run(run=run, config=configuration.load(run)))
+
+
+@app.command()
+def register(
+    run: RunOption,
+    models: ModelsOption,
+    mlflow: MlflowOption,
+    keys: KeysOption,
+    inference: InferenceOption = INFERENCE,
+    management: ManagementOption = MANAGEMENT,
+) -> None:
+    """Register the blessed archive in MLflow and TorchServe, verify it there, make it the default."""
+    from serve.torchserve import Server
+    from spira_train import register as step
+
+    server = Server(inference, management, keys)
+    _finish("register", step.run(run=run, config=configuration.load(run), models=models, mlflow=mlflow, server=server))
+
+
+@app.command()
+def verify(
+    run: RunOption,
+    mlflow: MlflowOption,
+    keys: KeysOption,
+    inference: InferenceOption = INFERENCE,
+    management: ManagementOption = MANAGEMENT,
+) -> None:
+    """Ask what is served now for the golden recordings; roll back where an answer differs."""
+    from serve.torchserve import Server
+    from spira_train import verify as step
+
+    server = Server(inference, management, keys)
+    _finish("verify", step.run(run=run, config=configuration.load(run), mlflow=mlflow, server=server))
+
+
+def _simulate(lake: LakeOption, force: bool = False, **values: Any) -> None:
+    """Write a lake of synthetic recordings in the form that SPIRA published; its data card says what they are."""
+    from spira_train import simulate as simulator
+
+    emit("simulate", **simulator.run(lake=lake, settings=simulator.read_settings(values), force=force))
+
+
+def _simulation_options() -> Any:
+    """`_simulate` with one option for each field of the settings, so that the two cannot drift apart."""
+    from spira_train.cohort import Simulation
+
+    signature = inspect.signature(_simulate)
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    knobs = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[cast(type, field.annotation), typer.Option(help=field.description)],
+        )
+        for name, field in Simulation.model_fields.items()
+    ]
+
+    def command(**values: Any) -> None:
+        _simulate(**values)
+
+    command.__doc__ = _simulate.__doc__
+    command.__signature__ = signature.replace(parameters=[*fixed, *knobs])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*fixed, *knobs]}
+    return command
+
+
+app.command("simulate")(_simulation_options())
+
+
+@app.command("import-covid19-cough")
+def import_covid19_cough(
+    source: Annotated[Path, typer.Argument(help="Folder with metadata.json and raw/")], lake: LakeOption
+) -> None:
+    """Bring the public covid19-cough recordings into the lake as they were collected."""
+    from spira_train import covid19_cough
+
+    emit("import-covid19-cough", **covid19_cough.run(source=source, lake=lake))
+
+
+@app.command()
+def schema() -> None:
+    """Print the fields of the trigger form, with limits and presets: the content of dags/params.json."""
+    from spira_train.form import render
+
+    print(render(), end="")
+
+
+@app.command("config")
+def show_config(
+    preset: Annotated[str, typer.Option(help="A file of the configuration folder, by name")] = "default",
+) -> None:
+    """Show every setting of a preset with its meaning."""
+    from rich.table import Table
+
+    config = configuration.resolve(configuration.preset_files(preset), {"partition": "2026-01-01"})
+    values: Any = config.model_dump(mode="json")
+    table = Table("setting", "value", "meaning", title=f"preset {preset}", title_justify="left")
+    for name, spec in configuration.flatten().items():
+        value: Any = values
+        for part in name.split("."):
+            value = value[part]
+        table.add_row(name, yaml.safe_dump(value).splitlines()[0], spec.get("description", ""))
+    Console().print(table)
+
+
+def _partitions(config: configuration.Config, lake: Lake, only: str) -> list[str]:
+    from spira_train.dataset import window_of
+
+    return [only] if only else window_of(config, lake.partitions())
+
+
+def _extracted(lake: Lake, partition: str) -> bool:
+    return lake.exists("audio", partition, "report.json")
+
+
+def _each(step: str, partitions: list[str], own: str, work: Any, **arguments: Any) -> None:
+    """Run a step for the run's partition and the history it trains on; history that is refused is left out."""
+    report: dict[str, Any] = {}
+    for key in partitions:
+        try:
+            report = work(partition=key, **arguments)
+        except StepError as error:
+            if key == own or isinstance(error, TryAgain):
+                raise
+            say(f"{step}: leaving out {key}: {error}")
+        else:
+            say(f"{step}: {key} {'was done before' if report['cached'] else 'done'} {_brief(report['summary'])}")
+    _finish(step, report, partitions=partitions)
+
+
+def _brief(summary: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in summary.items() if isinstance(value, int | float | str))
+
+
+def _finish(step: str, report: dict[str, Any], **facts: Any) -> None:
+    """Print the last line of a step and end with the exit code that its summary asks for."""
+    summary = dict(report["summary"])
+    code, message = Exit(summary.pop("exit", Exit.DONE)), summary.pop("message", "")
+    common = {"fingerprint": report["fingerprint"], "cached": report["cached"], "seconds": report["seconds"]}
+    if message:
+        _complain(step, message)
+    emit(step, code, message, **common, summary=summary, **facts)
+    if code:
+        raise SystemExit(int(code))
+
+
+def _complain(step: str, message: str) -> None:
+    console = Console(stderr=True)
+    console.print(f"[bold red]{step}:[/] ", end="")
+    console.print(message, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Entry point: every expected error ends in one message and its exit code, without a traceback."""
+    step = next((word for word in sys.argv[1:] if not word.startswith("-")), "spira-train")
+    try:
+        code = app(standalone_mode=False)
+    except StepError as error:
+        _complain(step, str(error))
+        emit(step, error.exit, str(error))
+        sys.exit(int(error.exit))
+    except typer.TyperException as error:
+        in_words = getattr(error, "format_message", None)
+        message = in_words() if in_words else str(error)
+        _complain(step, message)
+        emit(step, Exit.BAD_INPUT, message)
+        sys.exit(int(Exit.BAD_INPUT))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,63 @@
+"""A trained model at work: recordings in, probabilities out. Validation and the handler both go through here."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spira_train.features import FeatureExtractor, cut
+from spira_train.model import build
+
+# Windows in one pass: bounds memory whatever is asked.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """probability: mean over the windows of P(insufficiency), SPIRA v1's rule; windows: one value a window."""
+
+    probability: float
+    windows: list[float]
+
+
+class Predictor:
+    """The network with its features and its decision rule, as `train` left them in a folder."""
+
+    def __init__(self, description: dict[str, Any], weights: dict[str, Tensor]):
+        self.description = description
+        features = dict(description["features"])
+        self.size = round(features.pop("window_seconds") * features["sample_rate"])
+        self.step = round(features.pop("step_seconds") * features["sample_rate"])
+        self.extractor = FeatureExtractor(**features).eval()
+        self.network = build(**description["network"]).eval()
+        self.network.load_state_dict(weights, strict=True)  # a mismatch must never pass silently
+
+    @torch.inference_mode()
+    def predict(self, waveforms: Sequence[Tensor]) -> list[Prediction]:
+        """waveforms: each (T,) float32 in [-1, 1] at the model's rate -> one prediction each.
+
+        A recording's answer does not depend on its neighbours.
+        """
+        per_recording = [cut(w, self.size, self.step) for w in waveforms]  # each (W, size)
+        windows = torch.cat(per_recording)[:, None]  # (sum W, 1, size)
+        logits = torch.cat([self.network(self.extractor(part)) for part in windows.split(CHUNK)])  # (sum W,)
+        answers = torch.sigmoid(logits.double()).split([len(w) for w in per_recording])
+        return [Prediction(float(a.mean()), a.tolist()) for a in answers]
+
+    def diagnosis(self, probability: float) -> str:
+        """`positive`, `negative`, or `inconclusive` within the band around the threshold."""
+        decision = self.description["decision"]
+        if abs(probability - decision["threshold"]) < decision["band"]:
+            return "inconclusive"
+        return "positive" if probability > decision["threshold"] else "negative"
+
+
+def load(folder: Path) -> Predictor:
+    """The predictor in `folder` (`model.safetensors` beside `model.json`)."""
+    description = json.loads((folder / "model.json").read_text())
+    return Predictor(description, load_file(folder / "model.safetensors"))

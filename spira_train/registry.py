@@ -1,0 +1,157 @@
+"""The model repository: MLflow's registered model, its versions, its aliases.
+
+`champion` is what is served by default, `previous` what a rollback gives back, `challenger` what is being tried.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from spira_train.outcome import TryAgain
+
+MODEL = "spira"
+EXPERIMENT = "spira"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+# MLflow's own patience is seven retries of two minutes.
+_HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+T = TypeVar("T")
+
+
+class Registry:
+    """The registered model `spira` at `uri`. Every call raises `TryAgain` where MLflow is away."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        for name, value in _HASTE.items():
+            os.environ.setdefault(name, value)
+        if re.match("https?://", uri):
+            _knock(uri)
+        from mlflow import MlflowClient  # a second of imports
+
+        self.client = MlflowClient(uri, registry_uri=uri)
+
+    def version(self, archive: str) -> Any | None:
+        """The model version made from the archive with this SHA-256, or None."""
+        found = self._guard(lambda: self.client.search_model_versions(f"name='{MODEL}'"))
+        return next((version for version in found if version.tags.get("archive") == archive), None)
+
+    def versions(self) -> dict[str, Any]:
+        """All versions, by number."""
+        return {v.version: v for v in self._guard(lambda: self.client.search_model_versions(f"name='{MODEL}'"))}
+
+    def create(self, *, archive: Path, run_id: str, tags: Mapping[str, str]) -> str:
+        """The number of the version for `archive`, made unless it is there; `tags` must hold `archive`, its SHA-256."""
+        known = self.version(tags["archive"])
+        if known:
+            return str(known.version)
+
+        def make() -> str:
+            if not self.client.search_registered_models(f"name='{MODEL}'"):
+                self.client.create_registered_model(MODEL, description="SPIRA: respiratory insufficiency in speech")
+            self.client.log_artifact(run_id, str(archive), "package")
+            source = f"{self.client.get_run(run_id).info.artifact_uri}/package"
+            return str(self.client.create_model_version(MODEL, source, run_id, tags=dict(tags)).version)
+
+        return self._guard(make)
+
+    def run(self, known: str | None, name: str, tags: Mapping[str, str]) -> str:
+        """The MLflow run `known`, where the server has it; else the one already made for `name`; else a new one."""
+        from mlflow.exceptions import MlflowException
+
+        def find() -> str:
+            if known:
+                try:
+                    return str(self.client.get_run(known).info.run_id)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            identity = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
+            found = self.client.search_runs([identity], f"attributes.run_name = '{name}'", max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            made = self.client.create_run(identity, run_name=name, tags=dict(tags)).info.run_id
+            self.client.set_terminated(made)
+            return str(made)
+
+        return self._guard(find)
+
+    def log(self, run_id: str, *, files: Mapping[str, Path], metrics: Mapping[str, float]) -> None:
+        """Keep `files` (folder in the run's artifacts -> file) and `metrics` with the run."""
+
+        def send() -> None:
+            for folder, file in files.items():
+                self.client.log_artifact(run_id, str(file), folder.rpartition("/")[0] or None)
+            for name, value in metrics.items():
+                self.client.log_metric(run_id, name, value)
+
+        self._guard(send)
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> version number; empty where nothing is registered."""
+
+        def read() -> dict[str, str]:
+            if not self.client.search_registered_models(f"name='{MODEL}'"):
+                return {}
+            return {name: str(version) for name, version in self.client.get_registered_model(MODEL).aliases.items()}
+
+        return self._guard(read)
+
+    def point(self, alias: str, version: str | None) -> None:
+        """Let `alias` name `version`, or nothing."""
+        if version is None:
+            self._guard(lambda: self.client.delete_registered_model_alias(MODEL, alias))
+        else:
+            self._guard(lambda: self.client.set_registered_model_alias(MODEL, alias, version))
+
+    def tag(self, version: str, name: str, value: str | None) -> None:
+        """Set a tag of a version, or remove it."""
+        if value is None:
+            self._guard(lambda: self.client.delete_model_version_tag(MODEL, version, name))
+        else:
+            self._guard(lambda: self.client.set_model_version_tag(MODEL, version, name, value))
+
+    def _guard(self, call: Callable[[], T]) -> T:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return call()
+        except (MlflowException, requests.RequestException, OSError) as error:
+            first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise TryAgain(f"MLflow at {self.uri}: {first}; look at the server and run again") from None
+
+
+def promote(registry: Registry, version: str) -> None:
+    """Make `version` the champion and the champion of before the previous one. Safe to repeat after a kill anywhere."""
+    aliases = registry.aliases()
+    champion = aliases.get(CHAMPION)
+    if champion != version:
+        if champion:
+            registry.point(PREVIOUS, champion)
+        registry.point(CHAMPION, version)
+    registry.tag(version, "promoted", "true")
+    if aliases.get(CHALLENGER) == version:
+        registry.point(CHALLENGER, None)
+
+
+def rollback(registry: Registry, version: str) -> str | None:
+    """Take the champion's place from `version` and give it to the previous one; returns its number, if there is one."""
+    aliases = registry.aliases()
+    previous = aliases.get(PREVIOUS)
+    if aliases.get(CHAMPION) == version:
+        registry.point(CHAMPION, previous)
+        if previous:
+            registry.point(PREVIOUS, None)
+    registry.tag(version, "promoted", "false")
+    return previous
+
+
+def _knock(uri: str) -> None:
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=(3, 10)).raise_for_status()
+    except requests.RequestException:
+        raise TryAgain(f"MLflow at {uri} does not answer; start it and run again") from None

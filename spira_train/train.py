@@ -1,0 +1,237 @@
+"""Train the network on the partitions of a run: SPIRA v1's recipe, label-blind, resumable to the same bytes."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from spira_train.config import Config
+from spira_train.dataset import Dataset, load, window_of
+from spira_train.featurise import finished
+from spira_train.model import build, parameters
+from spira_train.outcome import BadInput, NothingToDo
+from spira_train.progress import say
+from spira_train.rng import Random
+from spira_train.step import fingerprint, perform
+from spira_train.store import Lake, local_lake, read_report, write_atomic
+from spira_train.tracking import Tracker
+
+LIBRARIES = ("torch", "numpy")
+
+
+def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> dict[str, Any]:
+    """Write `train/` of a run: model.safetensors, model.json, curves.json.
+
+    Raises `NothingToDo` where a newer partition has landed and the run does not ask to train for each.
+    """
+    device = choose_device(config.train.device)
+    folders = finished(lake, config, window_of(config, lake.partitions()))
+    inputs = {f"features/{key}": report["fingerprint"] for key, (_, report) in folders.items()}
+    parts = {name: getattr(config, name).model_dump(mode="json") for name in ("data", "features", "model", "train")}
+    choices = parts | {
+        "seed": config.seed,
+        "threads": config.threads,
+        "decision": config.decision.model_dump(mode="json"),
+        "device": device.type,
+    }
+    identity = fingerprint("train", module="train", config=choices, inputs=inputs, libraries=LIBRARIES)
+    fs, destination = local_lake(run / "train")
+    done = read_report(fs, destination)
+    newest = max(lake.partitions(), default=config.partition)
+    if newest > config.partition and not config.train_each and not (done and done["fingerprint"] == identity):
+        raise NothingToDo(f"partition {newest} has landed since; the newest trains for all (train_each asks for more)")
+
+    checkpoint = run / "checkpoint" / f"{identity[:16]}.safetensors"
+
+    def work(folder: Path) -> dict[str, Any]:
+        splits = load(lake, [path for path, _ in folders.values()], config)
+        tracker = Tracker(mlflow, run, config)
+        state = fit(splits["train"], splits["validation"], config, device, checkpoint, tracker)
+        (folder / "model.safetensors").write_bytes(save(state.best))
+        (folder / "model.json").write_text(json.dumps(describe(config, splits["train"], state), indent=1))
+        (folder / "curves.json").write_text(json.dumps(state.curves, indent=1, allow_nan=False))
+        tracker.finish(folder)
+        return {
+            "recordings": {name: len(split) for name, split in splits.items()},
+            "windows": {name: int(split.offsets[-1]) for name, split in splits.items()},
+            "partitions": list(folders),
+            "epochs": len(state.curves["epoch"]),
+            "best_epoch": state.best_epoch,
+            "device": str(device),
+        }
+
+    report = perform("train", identity, fs, destination, work, inputs)
+    checkpoint.unlink(missing_ok=True)
+    return report
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes CUDA where it is; asking for CUDA without one is an error."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise BadInput("train.device: is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def noam(step: int, warmup: int) -> float:
+    """Factor on the learning rate at `step` (from 1): rises to 1 at `warmup`, then falls as 1 / sqrt(step).
+
+    >>> noam(1000, 1000), noam(4000, 1000), noam(10, 1000)
+    (1.0, 0.5, 0.01)
+    """
+    return math.sqrt(warmup) * min(step * warmup**-1.5, step**-0.5)
+
+
+class State:
+    """Everything that training carries from one epoch to the next; saved after each, so a kill costs one epoch."""
+
+    def __init__(self, config: Config, frames: int, coefficients: int, device: torch.device):
+        torch.manual_seed(Random(config.seed).integer("weights"))
+        hyper = {"frames": frames, "coefficients": coefficients, "dropout": config.model.dropout}
+        self.network = build(config.model.name, **hyper).to(device)
+        self.optimiser = torch.optim.Adam(
+            self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+        )
+        self.steps = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+        self.curves: dict[str, list[float]] = {"epoch": [], "loss": [], "validation_loss": [], "accuracy": []}
+
+    def save(self, file: Path) -> None:
+        """Write weights, best weights, moments and curves as one safetensors file, atomically."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        moments = self.optimiser.state_dict()["state"]
+        tensors |= {f"moment.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+        facts = {"best_epoch": self.best_epoch, "curves": self.curves, "steps": self.steps}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        write_atomic(file, save(tensors, metadata={"state": json.dumps(facts)}))
+
+    def restore(self, file: Path) -> None:
+        """Take up where `save` left off."""
+        with safe_open(file, framework="pt") as stored:
+            facts = json.loads(stored.metadata()["state"])
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "moment": {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = value
+        self.network.load_state_dict(groups["network"])
+        self.best = groups["best"]
+        self.best_epoch, self.curves = facts["best_epoch"], facts["curves"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in groups["moment"].items():
+            number, _, key = name.partition(".")
+            moments.setdefault(int(number), {})[key] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.steps = facts["steps"]
+
+
+def fit(
+    train: Dataset, validation: Dataset, config: Config, device: torch.device, checkpoint: Path, tracker: Tracker
+) -> State:
+    """Train until the epochs or the patience run out; the best weights by validation loss are in `State.best`."""
+    torch.set_num_threads(config.threads)
+    data, held = torch.from_numpy(train.variants).to(device), torch.from_numpy(validation.variants).to(device)
+    state = State(config, data.shape[2], data.shape[3], device)
+    if checkpoint.exists():
+        state.restore(checkpoint)
+        say(f"train: taking up after epoch {len(state.curves['epoch'])}")
+    loss_of = nn.BCEWithLogitsLoss()
+    for epoch in range(len(state.curves["epoch"]) + 1, config.train.epochs + 1):
+        if config.train.patience and epoch - 1 - state.best_epoch >= config.train.patience:
+            break
+        # Each epoch's draws depend on the seed and its number alone: a resumed training repeats them.
+        torch.manual_seed(Random(config.seed).integer("dropout", epoch))
+        state.network.train()
+        losses = []
+        for rows, variants, labels in _batches(train, config, epoch):
+            windows = data[torch.from_numpy(variants), torch.from_numpy(rows)][:, None]  # (W, 1, frames, coefficients)
+            loss = loss_of(state.network(windows), torch.from_numpy(labels).to(device))
+            state.steps += 1
+            for group in state.optimiser.param_groups:
+                group["lr"] = config.train.learning_rate * noam(state.steps, config.train.warmup_steps)
+            state.optimiser.zero_grad()
+            loss.backward()
+            state.optimiser.step()
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise BadInput(f"training diverged: the loss of epoch {epoch} is {mean}; lower train.learning_rate")
+        held_loss, accuracy = evaluate(state.network, held, validation)
+        if not state.best or held_loss < state.curves["validation_loss"][state.best_epoch - 1]:
+            state.best_epoch = epoch
+            state.best = {k: v.detach().cpu().clone() for k, v in state.network.state_dict().items()}
+        point = {"epoch": epoch, "loss": mean, "validation_loss": held_loss, "accuracy": accuracy}
+        for name, value in point.items():
+            state.curves[name].append(value)
+        state.save(checkpoint)
+        tracker.log(epoch, {k: v for k, v in point.items() if k != "epoch"})
+        star = " *" if state.best_epoch == epoch else ""
+        say(
+            f"train: epoch {epoch:3d} of {config.train.epochs}  loss {mean:.4f}  validation loss {held_loss:.4f}  "
+            f"accuracy {accuracy:.3f}{star}"
+        )
+    return state
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, held: Tensor, validation: Dataset) -> tuple[float, float]:
+    """(loss, accuracy) by recording over the fixed clean and noisy variants of the validation split.
+
+    held: (1 + V, N, frames, coefficients).
+    """
+    network.eval()
+    owner = torch.from_numpy(np.repeat(np.arange(len(validation)), np.diff(validation.offsets))).to(held.device)  # (N,)
+    counts = torch.bincount(owner, minlength=len(validation))  # (R,)
+    labels = torch.from_numpy(validation.labels).to(held.device)  # (R,)
+    losses, hits = [], []
+    for variant in held[:2]:  # clean, and one noisy variant: what the gate will look at
+        logits = torch.cat([network(part[:, None]) for part in variant.split(256)])  # (N,)
+        sums = torch.zeros(len(validation), device=held.device).index_add_(0, owner, torch.sigmoid(logits))
+        probability = (sums / counts).clamp(1e-6, 1 - 1e-6)  # (R,)
+        losses.append(nn.functional.binary_cross_entropy(probability, labels))
+        hits.append(((probability > 0.5) == (labels > 0.5)).float().mean())
+    return float(torch.stack(losses).mean()), float(torch.stack(hits).mean())
+
+
+def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
+    """What must travel with the weights: enough to rebuild the network, its features and its decision."""
+    return {
+        "network": {
+            "name": config.model.name,
+            "frames": int(train.variants.shape[2]),
+            "coefficients": int(train.variants.shape[3]),
+            "dropout": config.model.dropout,
+        },
+        "features": config.features.model_dump(mode="json"),
+        "decision": config.decision.model_dump(mode="json"),
+        "parameters": parameters(state.network),
+        "epoch": state.best_epoch,
+        "partition": config.partition,
+        "seed": config.seed,
+    }
+
+
+def _batches(train: Dataset, config: Config, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of one epoch: (window rows (W,), variant of each (W,), label of each (W,)).
+
+    The variant of a recording is drawn without a look at its label.
+    """
+    random = Random(config.seed)
+    order = random.stream("order", epoch).permutation(len(train))
+    draw = random.stream("variant", epoch)
+    count = train.variants.shape[0] - 1
+    noisy = draw.random(len(train)) < config.train.noisy_share
+    variant = np.where(noisy & (count > 0), 1 + draw.integers(max(count, 1), size=len(train)), 0)
+    for start in range(0, len(train), config.train.batch):
+        picked = order[start : start + config.train.batch]
+        rows, owner = train.rows(picked)
+        yield rows, variant[picked][owner], train.labels[picked][owner]

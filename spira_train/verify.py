@@ -1,0 +1,56 @@
+"""Ask what is served now for the golden recordings; give the place back to the previous version where it is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+from serve import torchserve
+from serve.torchserve import Server
+from spira_train.config import Config
+from spira_train.outcome import Refused
+from spira_train.registry import Registry, rollback
+from spira_train.step import perform
+from spira_train.store import digest_json, local_lake, read_report
+
+
+def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, Any]:
+    """Verify the default path of the inference API for a run that was registered; returns the report.
+
+    Raises `Refused` after a rollback (server and aliases), naming what was wrong and what is served now.
+    """
+    registered = read_report(*local_lake(run / "register"))
+    if registered is None:
+        raise Refused(f"{run / 'register'}: not finished; run `spira-train register` first")
+    summary = registered["summary"]
+    version, number, champion = summary["version"], summary["mlflow_version"], summary["champion"]
+    if champion != version:
+        return _report(run, {"version": version, "champion": champion, "message": "superseded; nothing to verify"})
+    default = torchserve.status(server)["default"]
+    if default != version:
+        raise Refused(
+            f"{server.name}: the default version is {default}, not {version}; "
+            "somebody changed it since. Run `spira-train register` to promote this one again"
+        )
+    try:
+        found = torchserve.verify(server, None, run / "validate" / "golden", expected=version)
+    except Refused as error:
+        raise Refused(f"{error}. {_roll_back(Registry(mlflow), server, version, number)}") from None
+    lasting = {name: found[name] for name in ("version", "recordings")}
+    return _report(run, lasting | {"champion": version})
+
+
+def _roll_back(registry: Registry, server: Server, version: str, number: str) -> str:
+    """Server first, aliases second: people are answered by the server. Returns what happened, as a sentence."""
+    aliases, known = registry.aliases(), registry.versions()
+    previous = aliases.get("previous")
+    earlier = known[previous].tags["version"] if previous in known else None
+    if earlier is None:
+        rollback(registry, number)
+        return f"There is no previous version to roll back to: {version} is still served and must be looked at now"
+    torchserve.rollback(server, earlier)
+    rollback(registry, number)
+    torchserve.unregister(server, version)
+    return f"Rolled back: {earlier} is served again and is the champion"
+
+
+def _report(run: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    return perform("verify", digest_json(summary), *local_lake(run / "verify"), lambda _: summary, {})

@@ -1,0 +1,114 @@
+"""Nothing half-written is ever visible; what a kill leaves behind is swept."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import pytest
+
+from spira_train.outcome import BadInput, TryAgain
+from spira_train.store import Lake, local_lake, publish, read_report, write_atomic
+
+
+def fill(folder, text):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "data").write_text(text)
+    (folder / "report.json").write_text(json.dumps({"fingerprint": text}))
+
+
+def test_folder_appears_whole_and_is_replaced_whole(tmp_path):
+    fs, destination = local_lake(tmp_path / "result")
+    for text in ("one", "two"):
+        with publish(fs, destination) as folder:
+            fill(folder, text)
+            seen = read_report(fs, destination)
+            assert seen is None or seen == {"fingerprint": "one"}
+        assert (tmp_path / "result" / "sub" / "data").read_text() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_failed_block_leaves_the_old_result_and_no_trace(tmp_path):
+    fs, destination = local_lake(tmp_path / "result")
+    with publish(fs, destination) as folder:
+        fill(folder, "good")
+    with pytest.raises(RuntimeError), publish(fs, destination) as folder:
+        fill(folder, "bad")
+        raise RuntimeError
+    assert read_report(fs, destination) == {"fingerprint": "good"}
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_remains_of_a_killed_writer_are_swept_but_not_those_of_a_living_one(tmp_path):
+    script = (
+        "import sys, time\nfrom spira_train.store import local_lake, publish\n"
+        "with publish(*local_lake(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').write_text('x')\n    print('writing', flush=True)\n    time.sleep(60)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "result")], stdout=subprocess.PIPE)
+    assert writer.stdout and writer.stdout.readline().strip() == b"writing"
+    fs, destination = local_lake(tmp_path / "result")
+    with publish(fs, destination) as folder:
+        fill(folder, "mine")
+    assert len(list(tmp_path.glob(".result.*"))) == 1  # the living writer keeps its own
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    time.sleep(0.1)
+    with publish(fs, destination) as folder:
+        fill(folder, "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_full_disk_is_one_message_and_keeps_the_old_result(tmp_path):
+    fs, destination = local_lake(tmp_path / "result")
+    with publish(fs, destination) as folder:
+        fill(folder, "good")
+    with pytest.raises(TryAgain, match="no space left on the disk"), publish(fs, destination) as folder:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert read_report(fs, destination) == {"fingerprint": "good"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+def test_really_full_device_is_told(tmp_path):
+    with pytest.raises(TryAgain, match="no space left"), publish(*local_lake(tmp_path / "result")):
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"x")
+
+
+def test_object_store_gets_its_report_last(tmp_path):
+    class Recording(fsspec.get_filesystem_class("memory")):
+        written: list = []
+
+        def pipe_file(self, path, value, **kwargs):
+            self.written.append(path)
+            return super().pipe_file(path, value, **kwargs)
+
+    fs = Recording(skip_instance_cache=True)
+    with publish(fs, "/bucket/result") as folder:
+        fill(folder, "one")
+    assert fs.written[-1] == "/bucket/result/report.json"
+    assert read_report(fs, "/bucket/result") == {"fingerprint": "one"}
+
+
+def test_write_atomic_replaces(tmp_path):
+    write_atomic(tmp_path / "deep" / "file", b"one")
+    write_atomic(tmp_path / "deep" / "file", b"two")
+    assert (tmp_path / "deep" / "file").read_bytes() == b"two"
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_lake_lists_partitions_only(tmp_path):
+    for name in ("2026-11-02", "2026-11-01", ".2026-11-03.x.partial", "notes"):
+        (tmp_path / "landing" / name).mkdir(parents=True)
+    assert Lake(str(tmp_path)).partitions() == ["2026-11-01", "2026-11-02"]
+
+
+def test_no_lake_and_empty_lake_are_told(tmp_path):
+    with pytest.raises(BadInput, match=r"not found; create one with `spira-train simulate"):
+        Lake(str(tmp_path / "none")).check()
+    with pytest.raises(BadInput, match=r"empty; recordings are expected under landing/YYYY-MM-DD"):
+        Lake(str(tmp_path)).check()

@@ -33,14 +33,25 @@ from pathlib import Path
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Asset, CronPartitionTimetable, Param, TriggerRule, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from step import DEFAULTS, partition_of, step
 
 HOUR = timedelta(hours=1)
 FORM = json.loads(Path(__file__).with_name("params.json").read_text())
 RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
 PARTITION = "{{ partition_of(params, partition_key) }}"
-SETTINGS = [f"{{{{ '--set={f}=%s' % params['{f}'] if params['{f}'] is not none else '' }}}}" for f in FORM["fields"]]
+SETTINGS = "{{ settings_of(params) }}"
+QUESTION = """
+{% set found = ti.xcom_pull('validate') -%}
+The gate blessed it. On the frozen test set:
+
+| | |
+|---|---|
+{% for name, value in found['summary'].items() %}| {{ name }} | {{ value }} |
+{% endfor %}
+
+Report: `{{ found['report_page'] }}`
+"""
 
 
 def field(name: str, spec: dict) -> Param:
@@ -53,7 +64,7 @@ def field(name: str, spec: dict) -> Param:
     return Param(None, text, type=["null", spec["type"]], title=name, section=section, **limits, **enum)
 
 
-PARAMS = {
+OWN = {
     "partition": Param(
         None,
         "Collection day to process. Empty: the run's own partition key",
@@ -63,21 +74,36 @@ PARAMS = {
     ),
     "preset": Param("default", "Configuration file to start from", enum=FORM["presets"], type="string", section="Run"),
     "approve": Param(False, "Ask a human before the new model is registered", type="boolean", section="Run"),
-} | {name: field(name, spec) for name, spec in FORM["fields"].items()}
+}
+
+
+def settings_of(params: dict) -> str:
+    """What differs from the preset, as words of `spira-train setup`; it refuses names that it does not know."""
+    chosen = {name: value for name, value in params.items() if name not in OWN and value is not None}
+    return "\n".join(f"--set={name}={json.dumps(value)}" for name, value in chosen.items())
 
 
 @task.branch
-def verdict(ti=None, params=None):
+def verdict(ti=None):
     """Go on with a blessed model; anything else is refused."""
-    if ti.xcom_pull("validate")["outcome"] != "done":
-        return "refused"
-    return ["package", "approve"] if params["approve"] else "package"
+    return "package" if ti.xcom_pull("validate")["outcome"] == "done" else "refused"
 
 
 @task(retries=0)
 def refused(ti=None):
     """The run's way of saying it: the gate refused the model, and the champion goes on serving."""
-    raise AirflowFailException(f"refused by the gate: {ti.xcom_pull('validate')['message']}")
+    raise AirflowFailException(ti.xcom_pull("validate")["message"])
+
+
+class Approval(ApprovalOperator):
+    """Asks a human where the param `approve` says so; is skipped at once where it does not."""
+
+    custom_operator_name = "approval"
+
+    def execute(self, context):
+        if not context["params"]["approve"]:
+            raise AirflowSkipException("the param `approve` is off: no human is asked")
+        return super().execute(context)
 
 
 with DAG(
@@ -87,13 +113,13 @@ with DAG(
     schedule=CronPartitionTimetable("0 3 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
     catchup=False,
     max_active_runs=1,
-    params=PARAMS,
+    params=OWN | {name: field(name, spec) for name, spec in FORM["fields"].items()},
     default_args=DEFAULTS,
-    user_defined_macros={"partition_of": partition_of},
+    user_defined_macros={"partition_of": partition_of, "settings_of": settings_of},
     tags=["spira", "training"],
 ):
     setup = step(
-        "setup", "setup", "--partition", PARTITION, "--preset", "{{ params.preset }}", *SETTINGS,
+        "setup", "setup", "--partition", PARTITION, "--preset", "{{ params.preset }}", SETTINGS,
         execution_timeout=timedelta(minutes=5),
     )  # fmt: skip
     extract = step("extract", "extract", *RUN, execution_timeout=HOUR)
@@ -101,20 +127,19 @@ with DAG(
     train = step("train", "train", *RUN, gpu=True, execution_timeout=24 * HOUR)
     validate = step("validate", "validate", *RUN, gpu=True, execution_timeout=HOUR, refusal_is_result=True)
     package = step("package", "package", *RUN, execution_timeout=HOUR / 4)
-    approve = ApprovalOperator(
+    approve = Approval(
         task_id="approve",
         subject=f"Serve the model of partition {PARTITION}?",
-        body="{{ ti.xcom_pull('validate') | tojson(indent=2) }}",
+        body=QUESTION,
         response_timeout=72 * HOUR,
         retries=0,
     )
     register = step(
         "register", "register", *RUN, execution_timeout=HOUR / 4,
-        outlets=[Asset("spira/champion")], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        outlets=[Asset("spira/champion")], tell=("validate",), trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
     )  # fmt: skip
     verify = step("verify", "verify", *RUN, execution_timeout=HOUR / 4)
 
-    decision = verdict()
-    setup >> extract >> features >> train >> validate >> decision >> [package, approve, refused()]
-    package >> [approve, register]
-    approve >> register >> verify
+    setup >> extract >> features >> train >> validate >> verdict() >> [package, refused()]
+    package >> approve >> register >> verify
+    package >> register  # also where nobody has to approve

@@ -50,18 +50,26 @@ class Exit(IntEnum):
     NOTHING_TO_DO = 99
 
 
-def step(task_id: str, *words: str, gpu: bool = False, refusal_is_result: bool = False, **kwargs: Any) -> BaseOperator:
-    """The task `task_id`, which runs `spira-train WORDS`; templated, and a word that renders empty is left out.
+def step(
+    task_id: str,
+    *words: str,
+    gpu: bool = False,
+    refusal_is_result: bool = False,
+    tell: tuple[str, ...] = (),
+    **kwargs: Any,
+) -> BaseOperator:
+    """The task `task_id`, which runs `spira-train WORDS`; templated, a rendered line is a word.
 
     gpu: wants the GPU where `SPIRA_GPUS` grants one. refusal_is_result: a refusal by the step ends the task well
-    (its result says `refused`) instead of failing it. Other arguments are those of every Airflow operator.
+    (its result says `refused`) instead of failing it. tell: earlier tasks whose facts the outlet assets carry as well.
+    Other arguments are those of every Airflow operator.
     Raises `ValueError` where a setting is wrong, which the UI shows as an import error of the DAG.
     """
     chosen = settings(os.environ)
     granted = gpu and chosen["gpus"] != "none"
     if granted:
         kwargs["pool"] = "gpu"
-    shared = {"task_id": task_id, "words": list(words), "refusal_is_result": refusal_is_result} | kwargs
+    shared = {"task_id": task_id, "words": list(words), "refusal_is_result": refusal_is_result, "tell": tell} | kwargs
     if chosen["runtime"] == "process":
         environment = {name: os.environ[name] for name in (*PLACES, *ADDRESSES, *PROCESS_ONLY) if name in os.environ}
         # Airflow's own environment comes first on the worker's path; a step must find its own.
@@ -132,6 +140,11 @@ def last_result(lines: Iterable[str]) -> dict[str, Any]:
     return {}
 
 
+def spread(words: Iterable[str]) -> list[str]:
+    """The rendered words, one a line: a template may render to several words, or to none."""
+    return [line for word in words for line in word.splitlines() if line]
+
+
 def partition_of(params: Mapping[str, Any], partition_key: str | None) -> str:
     """The partition of a run: the param where it is given, else the scheduler's key; never silently none."""
     chosen = params.get("partition") or partition_key
@@ -142,14 +155,19 @@ def partition_of(params: Mapping[str, Any], partition_key: str | None) -> str:
     return str(chosen)
 
 
-def announce(task: BaseOperator, context: Any, result: Mapping[str, Any]) -> None:
-    """Publish the task's outlet assets with what the step said of them."""
+def announce(task: BaseOperator, context: Any, result: Mapping[str, Any], tell: Iterable[str]) -> None:
+    """Publish the task's outlet assets with the step's own facts, and those of the tasks in `tell` under their names."""
     partition = context["params"].get("partition")
     for asset in task.outlets:
         event = context["outlet_events"][asset]
-        event.extra = {name: value for name, value in result.items() if name not in FRAME}
+        event.extra = facts(result) | {name: facts(context["ti"].xcom_pull(name)) for name in tell}
         if partition:  # else Airflow stamps the run's own partition key on the event
             event.add_partitions(partition)
+
+
+def facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step says beyond the frame of its last line."""
+    return dict(result.get("summary") or {name: value for name, value in result.items() if name not in FRAME})
 
 
 class ProcessStep(BaseOperator):
@@ -166,7 +184,8 @@ class ProcessStep(BaseOperator):
         words: list[str],
         executable: str,
         environment: dict[str, str],
-        refusal_is_result: bool = False,
+        refusal_is_result: bool,
+        tell: tuple[str, ...],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -174,10 +193,11 @@ class ProcessStep(BaseOperator):
         self.executable = executable
         self.environment = environment
         self.refusal_is_result = refusal_is_result
+        self.tell = tell
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
-        command = [self.executable, *filter(None, self.words)]
+        command = [self.executable, *spread(self.words)]
         self.log.info("%s", shlex.join(command))
         try:
             process = subprocess.Popen(
@@ -205,7 +225,7 @@ class ProcessStep(BaseOperator):
         finally:
             self.on_kill()
         result = settle(self.task_id, code, lines, self.refusal_is_result)
-        announce(self, context, result)
+        announce(self, context, result, self.tell)
         return result
 
     def on_kill(self) -> None:
@@ -228,14 +248,15 @@ class ContainerStep(DockerOperator):
     custom_operator_name = "spira-train · docker"
     ui_color = "#cfe4f7"
 
-    def __init__(self, *, words: list[str], refusal_is_result: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, words: list[str], refusal_is_result: bool, tell: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.words = words
         self.refusal_is_result = refusal_is_result
+        self.tell = tell
 
     def execute(self, context: Any) -> dict[str, Any]:
         ti = context["ti"]
-        self.command = ["spira-train", *filter(None, self.words)]
+        self.command = ["spira-train", *spread(self.words)]
         # By these an orphan is found: a SIGKILLed worker leaves its container behind.
         self.labels = {
             "spira.dag": ti.dag_id,
@@ -249,7 +270,7 @@ class ContainerStep(DockerOperator):
         except DockerContainerFailedException as failure:
             code, lines = _status(failure), failure.logs or []
         result = settle(self.task_id, code, lines, self.refusal_is_result)
-        announce(self, context, result)
+        announce(self, context, result, self.tell)
         return result
 
 
@@ -283,6 +304,7 @@ def _die_with_parent() -> None:
 
 
 DEFAULTS = {
+    "owner": "spira",
     "retries": 2,
     "retry_delay": timedelta(seconds=5),
     "retry_exponential_backoff": 2.0,

@@ -64,6 +64,12 @@ class Airflow:
         }
         return int(self.call("POST", "backfills", body)["id"])
 
+    def cancel_backfills(self, dag_id: str = DAG_ID) -> None:
+        """End the backfills that are still at work; there can be only one."""
+        for backfill in self.call("GET", "backfills", dag_id=dag_id)["backfills"]:
+            if not backfill["completed_at"]:
+                self.call("PUT", f"backfills/{backfill['id']}/cancel")
+
     def runs(self, dag_id: str = DAG_ID, **query: Any) -> list[dict[str, Any]]:
         """The DAG's runs, oldest first; `run_type="backfill"` and the like narrow it down."""
         found = self.call("GET", f"dags/{dag_id}/dagRuns", limit=100, order_by="run_after", **query)
@@ -85,5 +91,12 @@ class Airflow:
     def log(self, run_id: str, task_id: str, attempt: int = 1, dag_id: str = DAG_ID) -> str:
         """A task's log as plain lines."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
-        content = self.call("GET", path, full_content=True)["content"]
-        return "\n".join(line["event"] if isinstance(line, dict) else str(line) for line in content)
+        lines = self.call("GET", path, full_content=True)["content"]
+        return "\n".join(_readable(line) for line in lines)
+
+
+def _readable(line: Any) -> str:
+    if not isinstance(line, dict):
+        return str(line)
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in line.get("error_detail") or ()]
+    return "\n".join([str(line["event"]), *errors])

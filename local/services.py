@@ -59,6 +59,8 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "API": {"HOST": "127.0.0.1", "PORT": ports["AIRFLOW_PORT"], "BASE_URL": base, "WORKERS": 1},
         "SCHEDULER": {"SCHEDULER_IDLE_SLEEP_TIME": 0.2},
         "DAG_PROCESSOR": {"REFRESH_INTERVAL": 20, "PARSING_PROCESSES": 1, "MIN_FILE_PROCESS_INTERVAL": 60},
+        # Whoever watches a task may notice its end only with the next heartbeat.
+        "WORKERS": {"MIN_HEARTBEAT_INTERVAL": 1},
         "LOGGING": {
             "WORKER_LOG_SERVER_PORT": ports["AIRFLOW_LOG_PORT"],
             "TRIGGER_LOG_SERVER_PORT": ports["AIRFLOW_TRIGGER_LOG_PORT"],
@@ -70,6 +72,7 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "AIRFLOW_HOME": str(var() / "airflow"),
         "PATH": f"{ORCHESTRATION}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         "NO_COLOR": "1",
+        "SPT_NOENV": "1",  # else Airflow's process titles overwrite the mark by which `down` finds its processes
         "SPIRA_RUNTIME": os.environ.get("SPIRA_RUNTIME", "process"),
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
         **stack["places"],
@@ -90,7 +93,10 @@ def _mlflow(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         "port": stack["ports"]["MLFLOW_PORT"],
         "workers": 1,
     }
-    return [str(MODEL / "python"), "-m", "mlflow", "server", *_words(flags)], {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    return [str(MODEL / "python"), "-m", "mlflow", "server", *_words(flags)], {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes for jobs that nobody has
+    }
 
 
 def _torchserve(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:

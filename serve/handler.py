@@ -54,15 +54,15 @@ class Handler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
         """One JSON answer for each request in `data`; the status of each is set in `context`."""
-        if context.get_request_header(0, "describe") == "True":
-            return [json.dumps(self.describe())] * len(data)
         started = time.perf_counter()
         decoded = [self._attempt(request, _headers(context, i)) for i, request in enumerate(data)]
         predictions = iter(self.predict([item[0] for item in decoded if isinstance(item, tuple)]))
         answers = []
         for index, item in enumerate(decoded):
             status, answer = 200, {}
-            if isinstance(item, PredictionException):
+            if item is None:
+                answer = self.describe()
+            elif isinstance(item, PredictionException):
                 status, answer = item.error_code, json.loads(item.message)
             else:
                 prediction, (_, warnings, windows) = next(predictions), item
@@ -111,10 +111,15 @@ class Handler:
         return {"model": self.identity, **shown, "blessing": self.blessing, "lineage": self.lineage}
 
     def _attempt(self, request: dict[str, Any], headers: dict[str, str]) -> Any:
+        """What `decode` gives, the refusal it raises, or None for a request to describe the model."""
+        if headers.get("describe") == "True":
+            return None
         try:
             return self.decode(request, headers)
         except PredictionException as refusal:
             return refusal
+        except Exception as error:  # noqa: BLE001 - one recording's fault must not cost its neighbours their answers
+            return _refusal(500, "fault", f"this recording could not be read ({type(error).__name__})")
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

@@ -162,8 +162,7 @@ def describe(server: Server, version: str) -> dict[str, Any]:
     answer = _manage(server, "GET", f"/models/{server.name}/{version}", params={"customized": "true"})
     if answer.status_code != 200:
         raise Refused(f"{server.name} {version}: does not describe itself: {_reason(answer)}")
-    found = json.loads(answer.json()[0]["customizedMetadata"])
-    return dict(found)
+    return dict(answer.json()[0]["customizedMetadata"])
 
 
 def read_member(archive: Path, name: str) -> bytes:

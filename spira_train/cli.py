@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -256,6 +257,8 @@ def _complain(step: str, message: str) -> None:
 
 def main() -> None:
     """Entry point: every expected error ends in one message and its exit code, without a traceback."""
+    # Several steps may share the cores (a backfill, a model server): threads that wait should sleep, not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     step = next((word for word in sys.argv[1:] if not word.startswith("-")), "spira-train")
     try:
         code = app(standalone_mode=False)

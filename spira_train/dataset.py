@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -30,10 +30,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, picked: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, picked: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """Window rows of the recordings `picked`, and for each row the position of its recording in `picked`."""
         spans = [np.arange(self.offsets[r], self.offsets[r + 1]) for r in picked]
-        return np.concatenate(spans), np.repeat(np.arange(len(picked)), [len(s) for s in spans])
+        return np.concatenate(spans), np.repeat(np.arange(len(spans)), [len(s) for s in spans])
 
 
 def window_of(config: Config, landed: Sequence[str]) -> list[str]:

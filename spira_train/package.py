@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from serve.sandbox import bless
 from spira_train import __version__
 from spira_train.config import Config
 from spira_train.outcome import Refused
@@ -20,7 +21,8 @@ from spira_train.step import PACKAGE, fingerprint, modules, perform
 from spira_train.store import digest_file, digest_json, local_lake, read_report
 
 NAME = "spira"
-HANDLER = PACKAGE.parent / "serve" / "handler.py"
+SERVE = PACKAGE.parent / "serve"
+HANDLER = SERVE / "handler.py"
 CARD = "model-card.md"
 # What the handler imports; the archive carries these with all that they import, so it runs what was validated.
 ROOTS = ("audio", "inference")
@@ -28,10 +30,11 @@ ROOTS = ("audio", "inference")
 _EPOCH, _CREATED = (1980, 1, 1, 0, 0, 0), "01/01/1980 00:00:00"
 
 
-def run(*, run: Path, config: Config) -> dict[str, Any]:
-    """Write `package/` of a run: `spira-<version>.mar`, package.json, model-card.md.
+def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[str, Any]] = bless) -> dict[str, Any]:
+    """Write `package/` of a run: `spira-<version>.mar`, package.json, infra.json (its infra blessing), model-card.md.
 
-    Raises `Refused` unless `train/` and `validate/` are finished and the quality blessing is bound to these weights.
+    sandbox: gives the infra blessing of (archive, version, golden folder). Raises `Refused` unless `train/` and
+    `validate/` are finished, the quality blessing is bound to these weights, and the sandbox blesses the archive.
     """
     evidence = blessed(run)
     trained, validated = evidence["train"], evidence["validate"]
@@ -58,7 +61,10 @@ def run(*, run: Path, config: Config) -> dict[str, Any]:
     )
     lineage |= {"content": content, "version": f"{config.partition}-{content[:8]}"}
     inputs = {"content": content, "train": trained["fingerprint"], "validate": validated["fingerprint"]}
-    identity = fingerprint("package", module="package", config={}, inputs=inputs, libraries=("torch-model-archiver",))
+    inputs["server"] = digest_json([digest_file(SERVE / name) for name in ("config.properties", "metrics.yaml")])
+    identity = fingerprint(
+        "package", module="package", config={}, inputs=inputs, libraries=("torch-model-archiver", "torchserve")
+    )
 
     def work(folder: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="spira-package-") as name:
@@ -75,6 +81,7 @@ def run(*, run: Path, config: Config) -> dict[str, Any]:
             tree = _archiver(Path(name), lineage["version"], run / "train" / "model.safetensors", extra)
             archive = folder / f"{NAME}-{lineage['version']}.mar"
             normalised(tree, archive)
+        _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden"))
         facts = {"archive": digest_file(archive), "model": lineage["weights"], "file": archive.name}
         _json(folder / "package.json", lineage | facts)
         return {"name": NAME, "version": lineage["version"], "bytes": archive.stat().st_size, **facts}
@@ -88,12 +95,13 @@ def blessed(run: Path) -> dict[str, dict[str, Any]]:
     The files are read again: a report alone proves nothing about what lies beside it now.
     """
     reports = {}
-    for step, files in (("train", ("model.safetensors", "model.json")), ("validate", ("metrics.json",))):
+    for step, files in (("train", ("model.safetensors", "model.json")), ("validate", ("metrics.json", "golden/"))):
         report = read_report(*local_lake(run / step))
         if report is None:
             raise Refused(f"{run / step}: not finished; run `spira-train {step}` first")
-        for name in files:
-            intact(run / step / name, report["outputs"].get(name))
+        for name, expected in report["outputs"].items():
+            if name.startswith(files):
+                intact(run / step / name, expected)
         reports[step] = report
     file = run / "validate" / "blessing.json"
     if not file.is_file():
@@ -109,7 +117,7 @@ def check_blessing(blessing: Mapping[str, Any], outputs: Mapping[str, str], plac
     if blessing.get("blessing") != "quality" or blessing.get("verdict") != "blessed":
         raise Refused(f"{place}: is not a quality blessing; run `spira-train validate` again")
     for name, file in (("model", "model.safetensors"), ("description", "model.json")):
-        if blessing.get(name) != outputs.get(file):
+        if not blessing.get(name) or blessing[name] != outputs.get(file):
             raise Refused(
                 f"{place}: blesses another {file} ({str(blessing.get(name))[:12]}) than this one "
                 f"({str(outputs.get(file))[:12]}); run `spira-train validate` again"

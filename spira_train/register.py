@@ -15,7 +15,7 @@ from spira_train.config import Config
 from spira_train.outcome import Refused
 from spira_train.package import blessed, check_blessing, intact
 from spira_train.progress import say
-from spira_train.registry import CHALLENGER, CHAMPION, Registry, promote
+from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, promote
 from spira_train.step import perform
 from spira_train.store import digest_bytes, digest_json, local_lake, read_report
 
@@ -47,6 +47,7 @@ def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server)
     found = _verified(server, version, run)
     torchserve.promote(server, version)
     promote(registry, number)
+    _retire(registry, server)
     say(f"register: {version} is the default version and the champion")
     return _report(run, package, number, version, {"verified": found["recordings"]})
 
@@ -57,10 +58,15 @@ def checked(run: Path) -> dict[str, Any]:
     packaged = read_report(*local_lake(run / "package"))
     if packaged is None:
         raise Refused(f"{run / 'package'}: not finished; run `spira-train package` first")
+    intact(run / "package" / "package.json", packaged["outputs"].get("package.json"))
     package: dict[str, Any] = json.loads((run / "package" / "package.json").read_text())
     archive = run / "package" / package["file"]
-    intact(run / "package" / "package.json", packaged["outputs"].get("package.json"))
     intact(archive, package["archive"])
+    infra = run / "package" / "infra.json"
+    intact(infra, packaged["outputs"].get("infra.json"))
+    facts = json.loads(infra.read_text())
+    if facts.get("blessing") != "infra" or facts.get("archive") != package["archive"]:
+        raise Refused(f"{infra}: no infra blessing of this archive; run `spira-train package` again")
     inside = {name: torchserve.member_digest(archive, name) for name in ("model.safetensors", "model.json")}
     blessing = torchserve.read_member(archive, "blessing.json")
     check_blessing(json.loads(blessing), inside, f"{archive}: blessing.json")
@@ -104,6 +110,18 @@ def _verified(server: Server, version: str, run: Path) -> dict[str, Any]:
         f"(largest difference {found['largest_difference']:.1e}, {found['milliseconds']:.0f} ms each)"
     )
     return found
+
+
+def _retire(registry: Registry, server: Server) -> None:
+    """Unload champions older than the previous one: each version costs a process. Their archives stay."""
+    aliases = registry.aliases()
+    kept = {aliases.get(CHAMPION), aliases.get(PREVIOUS)}
+    loaded = torchserve.status(server)["versions"]
+    for number, known in registry.versions().items():
+        version = known.tags.get("version")
+        if number not in kept and known.tags.get("promoted") == "true" and version in loaded:
+            torchserve.unregister(server, version)
+            say(f"register: {version} is unloaded; its archive stays in the model store")
 
 
 def _report(

@@ -55,7 +55,7 @@ def render(
 
 
 def _figure(draw: Callable[[Axes], None]) -> str:
-    style = {"svg.hashsalt": "spira", "svg.fonttype": "path", "font.size": 9, "axes.edgecolor": QUIET}
+    style: Any = {"svg.hashsalt": "spira", "svg.fonttype": "path", "font.size": 9, "axes.edgecolor": QUIET}
     style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False}
     with matplotlib.rc_context(style | {"axes.spines.right": False}):
         figure = Figure(figsize=(4.2, 3.1), layout="constrained")

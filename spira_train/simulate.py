@@ -21,13 +21,13 @@ from spira_train.cohort import Session, Simulation
 from spira_train.outcome import BadInput
 from spira_train.progress import track
 from spira_train.rng import Random
-from spira_train.store import Lake, digest_bytes, digest_json, publish
+from spira_train.store import Lake, digest_bytes, digest_json, disk_errors, publish
 
 HEADER = ("file_path", "class", "sexo", "idade", "nivel_falta_de_ar", "subject", "site", "device", "cause", "spo2")
 CARD = "DATA_CARD.md"
 DELIVERED_RATE = 48000  # Hz; most of SPIRA's originals
 NOISE_RATE = 16000  # Hz
-ROOM_SECONDS = 40.0
+ROOM_SECONDS = 30.0
 # Hz, half-power points. WhatsApp sends Opus at a low bit rate; a browser's recorder keeps more.
 BANDS = {"whatsapp": (90.0, 6800.0), "browser": (50.0, 10500.0)}
 CLIPPED_SHARE = 0.25  # of a clipped recording's samples
@@ -43,11 +43,14 @@ def run(*, lake: str, settings: Simulation, force: bool = False) -> dict[str, An
     """
     started = time.perf_counter()
     place = Lake(lake)
+    if place.fs.isfile(place.path()):
+        raise BadInput(f"lake {lake}: is a file; give a folder")
     if place.partitions() and not place.exists(CARD):
         raise BadInput(f"lake {lake}: holds recordings that the simulator did not make; give an empty folder instead")
-    voices = digest_json([digest_bytes(samples.tobytes()) for samples, _ in speech.bank().values()])
-    place.fs.makedirs(place.path(), exist_ok=True)
-    place.fs.pipe_file(place.path(CARD), data_card(settings, voices).encode())
+    voices = bank_digest()
+    with disk_errors(lake):
+        place.fs.makedirs(place.path(), exist_ok=True)
+        place.fs.pipe_file(place.path(CARD), data_card(settings, voices).encode())
 
     noise = _settle(place, "noise", partial(noise_files, settings), force)
     made, planned = {}, []
@@ -79,13 +82,19 @@ def read_settings(values: Mapping[str, Any]) -> Simulation:
         raise BadInput("\n".join(["simulate:", *lines])) from None
 
 
+def bank_digest() -> str:
+    """SHA-256 of the bank of utterances: tells two builds of eSpeak NG apart."""
+    return digest_json([digest_bytes(samples.tobytes()) for samples, _ in speech.bank().values()])
+
+
 def data_card(settings: Simulation, voices: str) -> str:
     """The lake's data card, in Markdown. `voices`: digest of the bank of utterances."""
     pages = Environment(  # noqa: S701 (Markdown needs no escaping)
         loader=PackageLoader("spira_train", "."), undefined=StrictUndefined, keep_trailing_newline=True
     )
     fields = [(name, getattr(settings, name), field.description) for name, field in Simulation.model_fields.items()]
-    return pages.get_template("data_card.md.j2").render(fields=fields, voices=voices, prompt=speech.PROMPT)
+    laws = {1: cohort.PATIENTS, 0: cohort.CONTROLS}
+    return pages.get_template("data_card.md.j2").render(fields=fields, voices=voices, prompt=speech.PROMPT, laws=laws)
 
 
 def noise_files(settings: Simulation) -> Files:

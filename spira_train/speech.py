@@ -43,9 +43,9 @@ def bank() -> dict[Key, Utterance]:
     """The prompt in every voice, tempo and pitch. Raises `BadInput` where eSpeak NG is not installed."""
     done = subprocess.run([sys.executable, "-m", "spira_train.speech"], capture_output=True, check=False)
     if done.returncode:
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"])[-1]
         raise BadInput(
-            "simulated speech needs the package espeakng-loader, which could not be used here "
-            f"({done.stderr.decode(errors='replace').strip().splitlines()[-1:] or 'no message'}); "
+            f"simulated speech: eSpeak NG cannot be used here ({reason}); "
             "install it with `pip install espeakng-loader==0.2.4`"
         )
     index, _, audio = done.stdout.partition(b"\n")

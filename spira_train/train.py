@@ -65,6 +65,7 @@ def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> 
             "epochs": len(state.curves["epoch"]),
             "best_epoch": state.best_epoch,
             "device": str(device),
+            "simulated": lake.exists("DATA_CARD.md"),
         }
 
     report = perform("train", identity, fs, destination, work, inputs)
@@ -94,8 +95,9 @@ class State:
 
     def __init__(self, config: Config, frames: int, coefficients: int, device: torch.device):
         torch.manual_seed(Random(config.seed).integer("weights"))
-        hyper = {"frames": frames, "coefficients": coefficients, "dropout": config.model.dropout}
-        self.network = build(config.model.name, **hyper).to(device)
+        self.network = build(
+            config.model.name, frames=frames, coefficients=coefficients, dropout=config.model.dropout
+        ).to(device)
         self.optimiser = torch.optim.Adam(
             self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )

@@ -75,7 +75,7 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path) -> dict[str, Any]:
         _write(folder / "verdict.json", verdict)
         if not failed:
             binding = {name: inputs[name] for name in ("model", "description", "test_set", "gate")}
-            _write(folder / "blessing.json", {"blessing": "quality", **binding, **verdict})
+            _write(folder / "blessing.json", {"blessing": "quality", **verdict, **binding})
         _predictions(folder / "predictions.parquet", rows, answers)
         if rows:
             _golden(folder / "golden", predictor, lake, rows, config.validation.golden)

@@ -1,109 +1,19 @@
-"""A real TorchServe and a real MLflow, each started once, on free ports of loopback; tiny runs to put into them."""
+"""A real TorchServe and a real MLflow, each started once, on free ports of loopback."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import requests
-import soundfile
-import torch
-from safetensors.torch import save
+from runs import free_ports
 
 from serve.torchserve import Server
-from spira_train import inference, package
-from spira_train.audio import as_float, decode
-from spira_train.config import Config
-from spira_train.model import build
-from spira_train.step import perform
-from spira_train.store import digest_file, local_lake
-
-LIMITS = {"min_seconds": 0.5, "max_seconds": 120, "silence_dbfs": -60, "max_clipped": 0.02}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def wav(seconds: float = 2.0, seed: int = 0, level: float = 0.1, rate: int = 16_000) -> bytes:
-    """A noisy tone as the bytes of a WAV file."""
-    rng = np.random.default_rng(seed)
-    time_axis = np.arange(int(seconds * rate)) / rate
-    sound = level * (np.sin(2 * np.pi * (200 + 40 * seed) * time_axis) + 0.3 * rng.standard_normal(len(time_axis)))
-    file = Path(os.environ["PYTEST_WAV_FOLDER"]) / f"{os.getpid()}.wav"
-    soundfile.write(file, sound, rate, subtype="PCM_16")
-    return file.read_bytes()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _wav_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["PYTEST_WAV_FOLDER"] = str(tmp_path_factory.mktemp("wav"))
-
-
-def make_run(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tuple[Path, Config]:
-    """A run with a finished `train/` and a blessed `validate/`, as those steps leave them; random weights."""
-    torch.set_num_threads(1)
-    run, config = folder / f"{partition}-{seed:08d}", Config(partition=partition, seed=seed)
-
-    def train(out: Path) -> dict[str, Any]:
-        torch.manual_seed(seed)
-        hyper = {"name": "spira_small", "frames": 401, "coefficients": 40, "dropout": 0.0}
-        (out / "model.safetensors").write_bytes(save(build(**hyper).state_dict()))
-        description = {"network": hyper, "features": config.features.model_dump(mode="json")}
-        description |= {"decision": config.decision.model_dump(mode="json"), "partition": partition}
-        (out / "model.json").write_text(json.dumps(description))
-        return {"partitions": [partition], "recordings": {"train": 8, "validation": 4}}
-
-    trained = perform("train", f"train-{seed}", *local_lake(run / "train"), train, {})
-
-    def validate(out: Path) -> dict[str, Any]:
-        binding = {"model": trained["outputs"]["model.safetensors"], "description": trained["outputs"]["model.json"]}
-        interval = {"value": 0.9, "low": 0.8, "high": 0.95}
-        probe = dict.fromkeys(("accuracy", "sensitivity", "specificity", "f1", "auc"), interval)
-        (out / "metrics.json").write_text(json.dumps({"clean": probe | {"confusion": [[4, 0], [0, 4]]}}))
-        (out / "verdict.json").write_text(json.dumps({"verdict": "blessed"}))
-        blessing = {"blessing": "quality", "verdict": "blessed", "reasons": [], **binding}
-        (out / "blessing.json").write_text(json.dumps(blessing))
-        (out / "golden").mkdir()
-        predictor, entries = inference.load(run / "train"), []
-        for number in range(3):
-            content = wav(2.0 + 2 * number, seed=number)
-            (out / "golden" / f"{number:02d}.wav").write_bytes(content)
-            (answer,) = predictor.predict([torch.from_numpy(as_float(decode(content, **LIMITS)))])
-            entries.append({"file": f"{number:02d}.wav", **asdict(answer)})
-        (out / "golden" / "golden.json").write_text(json.dumps(entries))
-        return {"verdict": "blessed", "test_set": {"controls": 4, "patients": 4}}
-
-    perform("validate", f"validate-{seed}", *local_lake(run / "validate"), validate, {})
-    return run, config
-
-
-def packaged(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tuple[Path, Config, dict[str, Any]]:
-    """`make_run`, packaged; the last part is package.json."""
-    run, config = make_run(folder, seed, partition)
-    package.run(run=run, config=config)
-    return run, config, json.loads((run / "package" / "package.json").read_text())
-
-
-def archive_of(run: Path) -> Path:
-    (found,) = (run / "package").glob("*.mar")
-    return found
 
 
 @dataclass
@@ -174,9 +84,17 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The session's MLflow server: SQLite and files in a temporary folder."""
     folder, (port,) = tmp_path_factory.mktemp("mlflow"), free_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, env=os.environ | quiet
+        )
     uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
         while True:
@@ -191,7 +109,3 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # the group: uvicorn's workers are its children
         process.wait(30)
-
-
-def digest(file: Path) -> str:
-    return digest_file(file)

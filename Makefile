@@ -1,0 +1,106 @@
+# SPIRA continuous training. `make help` explains every target.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+MODEL := .venv/model
+ORCHESTRATION := .venv/orchestration
+BIN := $(MODEL)/bin
+PIP := -m pip install --quiet --disable-pip-version-check --no-input
+LOCKED := --no-deps --require-hashes -r
+ENVIRONMENTS := $(MODEL)/.made $(ORCHESTRATION)/.made
+TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
+
+.PHONY: help demo up down status environments test test-quick lint format params locks bench clean distclean
+
+help:  ## Explain every target
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
+	@echo "  Data: SPIRA_VAR (var/), SPIRA_LAKE (var/lake).  Python 3.11: PYTHON."
+
+demo: environments  ## Simulate a lake, backfill it through the whole pipeline, serve the model, ask it
+	@$(BIN)/python -m local.demo
+
+up: environments  ## Start Airflow, MLflow and TorchServe on this machine and keep them running
+	@$(BIN)/python -m local.stack up
+
+down:  ## Stop what `make up` started; the data stays
+	@test -x $(BIN)/python && $(BIN)/python -m local.stack down || echo "nothing was running"
+
+status:  ## Say what runs and where
+	@test -x $(BIN)/python && $(BIN)/python -m local.stack status || echo "not running; \`make up\` starts it"
+
+environments:  ## Create the two locked Python environments, side by side
+	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
+
+test: environments  ## Run every test in the environment it belongs to
+	@$(MAKE) --no-print-directory -j2 $(TESTS)
+	$(BIN)/python -m pytest tests --ignore tests/dags
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags
+
+test-quick: environments  ## Run the tests that start no service
+	@$(MAKE) --no-print-directory -j2 $(TESTS)
+	$(BIN)/python -m pytest tests --ignore tests/dags -m "not slow and not torchserve and not airflow"
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags
+
+lint: $(MODEL)/.made-tests  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(MODEL)/.made-tests  ## Bring the code into its common form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+params: $(MODEL)/.made  ## Write dags/params.json, the trigger form, from the configuration's fields
+	$(BIN)/spira-train schema > dags/params.json
+
+locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	$(PYTHON) -m venv $$tools && $$tools/bin/python $(PIP) uv && cd requirements && \
+	compile="$$tools/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate" && \
+	$$compile model.in -o model.lock && \
+	$$compile orchestration.in -o orchestration.lock && \
+	$$compile test.in -c model.lock -o test-model.lock && \
+	$$compile test.in -c orchestration.lock -o test-orchestration.lock
+
+bench: environments  ## Measure every step and print one table
+	$(BIN)/python -m bench
+
+clean: down  ## Stop the stack and delete what it kept under var/, recordings and models included
+	rm -rf var
+
+distclean: clean  ## Delete the environments as well
+	rm -rf .venv
+
+# torch has no hash: its CPU and CUDA builds differ. torchaudio's compiled parts load only with the torch build that
+# they were linked to; without them its pure-torch transforms work, and we use no others.
+$(MODEL)/.made: requirements/model.lock requirements/torch.txt pyproject.toml
+	$(call venv,$(MODEL))
+	@$(BIN)/python $(PIP) $(LOCKED) requirements/model.lock
+	@$(BIN)/python $(PIP) --no-deps -r requirements/torch.txt
+	@$(BIN)/python -c "import torchaudio" 2>/dev/null || rm -f $(MODEL)/lib/python3.11/site-packages/torchaudio/lib/*.so
+	@$(BIN)/python -c "import torchaudio"
+	@$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(ORCHESTRATION)/.made: requirements/orchestration.lock
+	$(call venv,$(ORCHESTRATION))
+	@$(ORCHESTRATION)/bin/python $(PIP) $(LOCKED) requirements/orchestration.lock
+	@touch $@
+
+$(MODEL)/.made-tests: requirements/test-model.lock $(MODEL)/.made
+	@$(BIN)/python $(PIP) $(LOCKED) requirements/test-model.lock
+	@touch $@
+
+$(ORCHESTRATION)/.made-tests: requirements/test-orchestration.lock $(ORCHESTRATION)/.made
+	@$(ORCHESTRATION)/bin/python $(PIP) $(LOCKED) requirements/test-orchestration.lock
+	@touch $@
+
+# $(1): the environment's folder
+define venv
+@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	{ echo "Python 3.11 is needed, found: $$($(or $(PYTHON),false) --version 2>&1 || echo none). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@echo "making $(1) ..."
+@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef

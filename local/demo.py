@@ -1,0 +1,184 @@
+"""`make demo`: recordings in, a model that has earned it out, and its answers: all of it, through the real scheduler.
+
+Simulates a lake while the stack starts, backfills its days with the fast preset, follows the runs, and shows what
+came of it. Uses a stack that `make up` started and leaves it running; else it starts one and stops it at the end.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from local.airflow_api import DAG_ID, FINISHED, Airflow
+from local.services import MODEL, SERVICES, var
+from local.stack import addresses, console, down, login, state, up
+from serve import torchserve
+from spira_train.outcome import StepError
+
+DAYS, SUBJECTS = 5, 32
+PRESET = {"preset": "fast"}
+STEPS = ("setup", "extract", "features", "train", "validate", "verdict", "package", "register", "verify")
+LOOK_SECONDS, PATIENCE_SECONDS = 0.7, 1200.0
+MARKS = {
+    "success": "[green]●[/]",
+    "running": "[yellow]◐[/]",
+    "queued": "[dim yellow]○[/]",
+    "scheduled": "[dim yellow]○[/]",
+    "up_for_retry": "[yellow]↻[/]",
+    "skipped": "[dim]-[/]",
+    "failed": "[red]✗[/]",
+    "upstream_failed": "[dim red]·[/]",
+}
+
+
+def main() -> None:
+    """The whole demonstration; ends with exit code 0 only if a model is served and answers."""
+    started = time.monotonic()
+    console.print(Panel("SPIRA continuous training: from recordings to a served model", style="bold"))
+    with _stack() as stack:
+        lake = Path(stack["places"]["SPIRA_LAKE"])
+        days = sorted(p.name for p in (lake / "landing").iterdir() if not p.name.startswith("."))
+        console.print(f"[bold]lake[/] {lake}: {len(days)} days, {days[0]} to {days[-1]}, simulated voices")
+        runs = _backfill(login(stack), days)
+        newest = runs[max(runs)]
+        _demand(newest["state"] == "success", _why(login(stack), newest))
+        run = Path(login(stack).result(newest["dag_run_id"], "setup")["run"])
+        _show_metrics(run)
+        _show_serving(stack, lake, run)
+        console.print(f"\n[bold]report[/] {run / 'validate/report.html'}")
+        console.print(addresses(stack))
+    console.print(f"\n[bold green]done[/] in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def _stack() -> Iterator[dict[str, Any]]:
+    """A running stack beside a simulated lake; stopped at the end unless it was there before."""
+    ours = state() is None
+    lake = (state() or {"places": {}})["places"].get("SPIRA_LAKE") or os.environ.get("SPIRA_LAKE", str(var() / "lake"))
+    words = [MODEL / "spira-train", "simulate", "--lake", lake, "--days", str(DAYS), "--subjects", str(SUBJECTS)]
+    simulator = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        stack = up(SERVICES)
+        with console.status("simulating the lake"):
+            last = (simulator.communicate()[0].strip().splitlines() or ["{}"])[-1]
+        _demand(simulator.returncode == 0, f"simulate: {json.loads(last).get('message') or 'failed'}")
+        yield stack
+    finally:
+        simulator.kill()
+        if ours:
+            down()
+        else:
+            console.print("the stack was up before and stays up; `make down` stops it")
+
+
+def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:
+    """Run all days through the scheduler and follow them; partition -> finished run."""
+    with console.status("waiting for Airflow to know the DAG"):
+        since = time.monotonic()
+        while not airflow.knows():
+            _demand(not airflow.import_errors(), "\n".join(airflow.import_errors()))
+            _demand(time.monotonic() - since < 120, f"Airflow does not know {DAG_ID} after 120 s; see the log")
+            time.sleep(0.5)
+    airflow.cancel_backfills()  # of a demonstration that was interrupted
+    airflow.pause(False)
+    backfill = airflow.backfill(days[0], days[-1], PRESET, again=True)
+    since = time.monotonic()
+    with Live(console=console, refresh_per_second=4) as live:
+        while True:
+            runs = {run["partition_key"]: run for run in airflow.runs(run_type="backfill")}
+            runs = {day: runs[day] for day in days if day in runs}
+            live.update(_grid(airflow, days, runs, time.monotonic() - since))
+            ended = airflow.call("GET", f"backfills/{backfill}")["completed_at"]
+            if ended and len(runs) == len(days) and all(run["state"] in FINISHED for run in runs.values()):
+                return runs
+            _demand(time.monotonic() - since < PATIENCE_SECONDS, "the backfill did not end in time; see Airflow's UI")
+            time.sleep(LOOK_SECONDS)
+
+
+def _grid(airflow: Airflow, days: list[str], runs: Mapping[str, Any], elapsed: float) -> Group:
+    table = Table("partition", *STEPS, "run", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for day in days:
+        run = runs.get(day)
+        tasks = airflow.tasks(run["dag_run_id"]) if run else {}
+        cells = [MARKS.get(tasks.get(step, {}).get("state") or "", "[dim]·[/]") for step in STEPS]
+        said = run["state"] if run else "waiting"
+        if tasks.get("refused", {}).get("state") == "failed":
+            said = "refused"
+        colour = {"success": "green", "failed": "red", "refused": "red", "running": "yellow"}.get(said, "dim")
+        table.add_row(day, *cells, f"[{colour}]{said}[/]")
+    legend = "● done  ◐ running  - skipped (a newer day trains for all)  ✗ failed"
+    return Group(table, Text(f"{elapsed:.0f} s   {legend}", style="dim"))
+
+
+def _why(airflow: Airflow, run: Mapping[str, Any]) -> str:
+    """What a failed run says."""
+    failed = [t for t in airflow.tasks(run["dag_run_id"]).values() if t["state"] == "failed"]
+    if not failed:
+        return f"run {run['dag_run_id']} ended as {run['state']}"
+    task = failed[0]
+    lines = airflow.log(run["dag_run_id"], task["task_id"], max(task["try_number"], 1)).splitlines()
+    return f"{run['partition_key']}: {task['task_id']} failed\n" + "\n".join(f"  {line}" for line in lines[-12:])
+
+
+def _show_metrics(run: Path) -> None:
+    metrics = json.loads((run / "validate/metrics.json").read_text())
+    verdict = json.loads((run / "validate/verdict.json").read_text())
+    names = ("accuracy", "sensitivity", "specificity", "f1", "auc")
+    table = Table("test set", *names, title="\nmetrics by recording, 95 % intervals", title_justify="left", box=None)
+    for probe, found in metrics.items():
+        if found:
+            cells = [f"{v['value']:.2f} [dim]{v['low']:.2f}-{v['high']:.2f}[/]" for v in map(found.__getitem__, names)]
+            table.add_row(probe.replace("_", " "), *cells)
+    console.print(table)
+    blessed = verdict["verdict"] == "blessed"
+    console.print(f"\n[bold]gate[/] [{'green' if blessed else 'red'}]{verdict['verdict']}[/]", *verdict["reasons"])
+
+
+def _show_serving(stack: Mapping[str, Any], lake: Path, run: Path) -> None:
+    places = stack["places"]
+    server = torchserve.Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], Path(places["SPIRA_KEYS"]))
+    version = torchserve.status(server)["default"]
+    expected = json.loads((run / "register/report.json").read_text())["summary"]["champion"]
+    _demand(version == expected, f"TorchServe serves {version}, but the champion is {expected}")
+    console.print(f"[bold]served[/] {server.name} {version}\n")
+    for label, who in ((1, "a patient"), (0, "a control")):
+        answer = torchserve.predict(server, _recording(lake, run, label))
+        _demand(answer.ok, f"the inference API refused {who}'s recording: {answer.status_code} {answer.text[:200]}")
+        said = answer.json()
+        console.print(f"[bold]{who}'s recording[/] → {said['diagnosis']}, probability {said['probability']:.3f}")
+
+
+def _recording(lake: Path, run: Path, label: int) -> bytes:
+    """A recording of the frozen test set."""
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(run / "validate/predictions.parquet").to_pylist()
+    row = next(row for row in rows if row["label"] == label)
+    return (lake / "audio" / row["partition"] / f"{row['recording']}.flac").read_bytes()
+
+
+def _demand(held: object, otherwise: str) -> None:
+    if not held:
+        raise SystemExit(otherwise)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what we started then, too
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; what the demo started is stopped") from None
+    except (StepError, requests.RequestException) as problem:
+        raise SystemExit(f"demo: {problem}") from None

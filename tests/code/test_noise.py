@@ -1,0 +1,176 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spira_train import noise
+from spira_train.outcome import BadInput
+from spira_train.store import Lake
+
+LAW = {"inserts": 3, "min_peak": 0.0335, "max_peak": 0.1923}
+
+
+def hum(length: int = 16000, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(length) / 20).astype(np.float32)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def lake_with(folder: Path, listing: str, *names: str) -> Lake:
+    (folder / "noise").mkdir()
+    (folder / "noise/noise_data.csv").write_text(listing, encoding="utf-8")
+    for seed, name in enumerate(names):
+        soundfile.write(folder / "noise" / name, hum(seed=seed), 16000)
+    return Lake(str(folder))
+
+
+def split_free(lake: Lake) -> tuple[noise.Track, ...]:
+    return noise.catalogue(lake, salt="spira", test=0.3)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        "a.wav\nb.wav\n",
+        "file_path\na.wav\nb.wav\n",
+        "\ufeffFile_Path;source\r\na.wav;x\r\nb.wav;y\r\n",
+        "a.wav\n\n.\\b.wav",
+    ],
+)
+def test_header_or_not_no_track_is_lost(tmp_path: Path, listing: str) -> None:
+    tracks = split_free(lake_with(tmp_path, listing, "a.wav", "b.wav"))
+    assert [Path(track.file).name for track in tracks] == ["a.wav", "b.wav"]
+
+
+def test_cuts_of_one_source_share_a_split(tmp_path: Path) -> None:
+    names = [f"{source}{cut}.wav" for source in "abcdefgh" for cut in "12"]
+    listing = "file_path,source\n" + "".join(f"{name},{name[0]}\n" for name in names)
+    tracks = split_free(lake_with(tmp_path, listing, *names))
+    by_source: dict[str, set[str]] = {}
+    for track in tracks:
+        by_source.setdefault(track.source, set()).add(track.split)
+    assert {len(splits) for splits in by_source.values()} == {1}
+    assert {track.split for track in tracks} == {"train", "test"}
+
+
+def test_a_given_split_is_honoured_and_must_be_one(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,test\nb.wav,train\n", "a.wav", "b.wav")
+    assert [track.split for track in split_free(lake)] == ["test", "train"]
+    (tmp_path / "noise/noise_data.csv").write_text("file_path,source,split\na.wav,x,test\nb.wav,x,train\n")
+    with pytest.raises(BadInput, match="in train and in test"):
+        split_free(lake)
+    (tmp_path / "noise/noise_data.csv").write_text("file_path,split\na.wav,dev\n")
+    with pytest.raises(BadInput, match="allowed: train, test"):
+        split_free(lake)
+
+
+def test_the_same_bytes_are_not_in_both_splits(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,test\nb.wav,train\n", "a.wav")
+    (tmp_path / "noise/b.wav").write_bytes((tmp_path / "noise/a.wav").read_bytes())
+    with pytest.raises(BadInput, match="in train and in test"):
+        split_free(lake)
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"noise_data\.csv: not found"):
+        split_free(Lake(str(tmp_path)))
+    lake = lake_with(tmp_path, "\n")
+    with pytest.raises(BadInput, match="lists no track"):
+        split_free(lake)
+    for wrong in ("gone.wav\n", "../a.wav\n", "/etc/passwd\n"):
+        (tmp_path / "noise/noise_data.csv").write_text(wrong)
+        with pytest.raises(BadInput, match="line 1"):
+            split_free(lake)
+
+
+def test_a_split_without_tracks_is_said(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,train\n", "a.wav")
+    assert len(noise.load(lake, split_free(lake), "train")) == 1
+    with pytest.raises(BadInput, match="test split"):
+        noise.load(lake, split_free(lake), "test")
+
+
+def test_broken_and_silent_tracks_are_said(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,train\n", "a.wav")
+    soundfile.write(tmp_path / "noise/a.wav", np.zeros(16000), 16000)
+    with pytest.raises(BadInput, match=r"a\.wav: silent"):
+        noise.load(lake, split_free(lake), "train")
+    (tmp_path / "noise/a.wav").write_bytes(b"no sound")
+    with pytest.raises(BadInput, match="undecodable"):
+        noise.load(lake, split_free(lake), "train")
+
+
+def test_tracks_come_at_16_khz_in_an_order_of_their_own(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,train\nb.wav,train\n", "a.wav", "b.wav")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.repeat(hum(), 3), 48000, format="WAV")
+    (tmp_path / "noise/a.wav").write_bytes(buffer.getvalue())
+    first = noise.load(lake, split_free(lake), "train")
+    assert [len(track) for track in first] == [16000, 16000]
+    (tmp_path / "noise/noise_data.csv").write_text("file_path,split\nb.wav,train\na.wav,train\n")
+    second = noise.load(lake, split_free(lake), "train")
+    assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_the_digest_sees_bytes_and_split(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, "file_path,split\na.wav,train\nb.wav,test\n", "a.wav", "b.wav")
+    before = noise.noise_digest(split_free(lake))
+    (tmp_path / "noise/noise_data.csv").write_text("file_path,split\nb.wav,test\na.wav,train\n")
+    assert noise.noise_digest(split_free(lake)) == before
+    (tmp_path / "noise/noise_data.csv").write_text("file_path,split\na.wav,test\nb.wav,train\n")
+    assert noise.noise_digest(split_free(lake)) != before
+
+
+@given(track=st.integers(1, 5000), length=st.integers(1, 12000), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_a_crop_has_the_length_asked_for(track: int, length: int, seed: int) -> None:
+    piece = noise.crop(hum(track, seed) + np.float32(0.5), length, rng(seed))
+    assert piece.shape == (length,)
+    assert piece.dtype == np.float32
+
+
+def test_a_loop_has_no_click() -> None:
+    slow = (0.5 + 0.4 * np.linspace(-1, 1, 8000)).astype(np.float32)  # its ends differ by 0.8
+    piece = noise.crop(slow, 40000, rng())
+    assert np.abs(np.diff(piece)).max() < 0.01
+    assert np.abs(piece).max() <= 0.9 * np.sqrt(2)
+
+
+@given(seed=st.integers(0, 200), sounding=st.integers(0, 15900), length=st.integers(1, 30000))
+@settings(deadline=None)
+def test_a_crop_is_never_silent(seed: int, sounding: int, length: int) -> None:
+    track = np.zeros(16000, np.float32)
+    track[sounding : sounding + 40] = 0.25
+    assert np.abs(noise.crop(track, length, rng(seed))).max() >= noise.SILENT_PEAK
+
+
+def test_a_silent_track_is_refused() -> None:
+    with pytest.raises(ValueError, match="silent"):
+        noise.crop(np.zeros(16000, np.float32), 100, rng())
+
+
+@given(seed=st.integers(0, 500))
+@settings(deadline=None)
+def test_one_insert_has_the_peak_of_the_law_whatever_its_sign(seed: int) -> None:
+    dented = -np.abs(hum(seed=seed))  # v1 scaled by max(): this crop came out with the wrong size and sign
+    mixed = noise.insert(np.zeros(8000, np.float32), [dented], **(LAW | {"inserts": 1}), rng=rng(seed))
+    assert LAW["min_peak"] * 0.9999 <= np.abs(mixed).max() <= LAW["max_peak"] * 1.0001
+    assert mixed.max() <= 0
+
+
+def test_inserts_are_drawn_alone_from_the_stream() -> None:
+    speech, tracks = hum(8000, 5), [hum(30000, 1), hum(4000, 2)]
+    once = noise.insert(speech, tracks, **LAW, rng=rng(1))
+    assert np.array_equal(once, noise.insert(speech, tracks, **LAW, rng=rng(1)))
+    assert not np.array_equal(once, noise.insert(speech, tracks, **LAW, rng=rng(2)))
+    assert np.array_equal(noise.insert(speech, tracks, **(LAW | {"inserts": 0}), rng=rng(1)), speech)
+    assert np.array_equal(speech, hum(8000, 5))
+    # The noise depends on the length of the speech, never on what is said, let alone on the label.
+    other = noise.insert(np.zeros(8000, np.float32), tracks, **LAW, rng=rng(1))
+    assert np.abs(once - speech - other).max() < 1e-6

@@ -25,10 +25,10 @@ up: environments  ## Start Airflow, MLflow and TorchServe on this machine and ke
 	@$(BIN)/python -m local.stack up
 
 down:  ## Stop what `make up` started; the data stays
-	@test -x $(BIN)/python && $(BIN)/python -m local.stack down || echo "nothing was running"
+	@if test -x $(BIN)/python; then $(BIN)/python -m local.stack down; else echo "nothing was running"; fi
 
 status:  ## Say what runs and where
-	@test -x $(BIN)/python && $(BIN)/python -m local.stack status || echo "not running; \`make up\` starts it"
+	@if test -x $(BIN)/python; then $(BIN)/python -m local.stack status; else echo "not running; 'make up' starts it"; fi
 
 environments:  ## Create the two locked Python environments, side by side
 	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
@@ -100,7 +100,7 @@ $(ORCHESTRATION)/.made-tests: requirements/test-orchestration.lock $(ORCHESTRATI
 # $(1): the environment's folder
 define venv
 @test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
-	{ echo "Python 3.11 is needed, found: $$($(or $(PYTHON),false) --version 2>&1 || echo none). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	{ echo "Python 3.11 is needed, and '$(PYTHON)' is not it. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 @echo "making $(1) ..."
 @test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef

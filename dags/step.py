@@ -156,7 +156,7 @@ def partition_of(params: Mapping[str, Any], partition_key: str | None) -> str:
 
 
 def announce(task: BaseOperator, context: Any, result: Mapping[str, Any], tell: Iterable[str]) -> None:
-    """Publish the task's outlet assets with the step's own facts, and those of the tasks in `tell` under their names."""
+    """Publish the task's outlet assets with the step's own facts, and those of `tell` under their names."""
     partition = context["params"].get("partition")
     for asset in task.outlets:
         event = context["outlet_events"][asset]

@@ -44,7 +44,7 @@ def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server)
         say(f"register: {served['default']} is served, but MLflow knows no champion")
     outcome = torchserve.register(server, archive, version, models)
     say(f"register: {version} is {outcome} and READY")
-    found = _verified(server, version, run)
+    found = _verified(server, version, run, champion)
     torchserve.promote(server, version)
     promote(registry, number)
     _retire(registry, server)
@@ -98,11 +98,12 @@ def _record(registry: Registry, run: Path, archive: Path, package: Mapping[str, 
     return registry.create(archive=archive, run_id=run_id, tags=tags)
 
 
-def _verified(server: Server, version: str, run: Path) -> dict[str, Any]:
+def _verified(server: Server, version: str, run: Path, champion: str | None) -> dict[str, Any]:
     try:
         found = torchserve.verify(server, version, run / "validate" / "golden")
     except Refused as error:
-        if torchserve.status(server)["default"] != version:
+        # TorchServe makes its very first version the default by itself: without a champion, none is better than wrong
+        if champion != version:
             torchserve.unregister(server, version)
         raise Refused(f"{error}. {version} was not promoted; what was served before goes on") from None
     say(

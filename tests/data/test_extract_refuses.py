@@ -62,7 +62,7 @@ def test_an_empty_delivery_is_nothing_to_do(disk: Lake) -> None:
         run(disk, LAST)
 
 
-@pytest.mark.parametrize("change", ["grows", "arrives", "goes"])
+@pytest.mark.parametrize("change", ["grows", "changes", "arrives", "goes"])
 def test_a_delivery_that_is_being_written_is_tried_again(
     disk: Lake, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -74,6 +74,8 @@ def test_a_delivery_that_is_being_written_is_tried_again(
         file = Path(lake.path("landing", key, "r2.wav"))
         if change == "grows":
             file.write_bytes(file.read_bytes() + b"more")
+        elif change == "changes":
+            file.write_bytes(file.read_bytes()[::-1])
         elif change == "arrives":
             file.with_name("new.wav").write_bytes(b"")
         else:

@@ -117,7 +117,7 @@ with DAG(
     default_args=DEFAULTS,
     user_defined_macros={"partition_of": partition_of, "settings_of": settings_of},
     tags=["spira", "training"],
-):
+) as dag:
     setup = step(
         "setup", "setup", "--partition", PARTITION, "--preset", "{{ params.preset }}", SETTINGS,
         execution_timeout=timedelta(minutes=5),

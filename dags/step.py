@@ -7,7 +7,6 @@ All settings are environment variables of the Airflow services; `settings` lists
 """
 
 import ctypes
-import json
 import os
 import re
 import shlex
@@ -18,18 +17,17 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from airflow.providers.docker.exceptions import DockerContainerFailedException
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException
 from docker.types import DeviceRequest, Mount
+from outcome import Exit, facts, settle
 
 TAIL = 50  # lines kept to look for the last line of JSON: a library may still mutter on stderr after it
-FRAME = ("step", "exit", "outcome", "message")  # keys of every last line; the others are the step's own facts
 STOP_SECONDS = 10.0
 GIB = 1 << 30
 
@@ -37,17 +35,6 @@ GIB = 1 << 30
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
 PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models"}
 PROCESS_ONLY = ("SPIRA_KEYS", "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
-
-
-class Exit(IntEnum):
-    """Exit codes of `spira-train`: the same numbers as `spira_train.outcome.Exit`, held equal by a test."""
-
-    DONE = 0
-    FAULT = 1
-    BAD_INPUT = 10
-    REFUSED = 20
-    TRY_AGAIN = 75
-    NOTHING_TO_DO = 99
 
 
 def step(
@@ -114,32 +101,6 @@ def settings(env: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def settle(task_id: str, code: int, lines: Iterable[str], refusal_is_result: bool = False) -> dict[str, Any]:
-    """Turn a step's end into Airflow's terms: its result (the XCom), or the exception with the step's own message."""
-    result = last_result(lines)
-    message = str(result.get("message") or "") or _without_words(task_id, code)
-    if code == Exit.DONE and result:
-        return result
-    if code == Exit.REFUSED and refusal_is_result and result:
-        return result
-    if code == Exit.NOTHING_TO_DO:
-        raise AirflowSkipException(message)
-    if code in (Exit.BAD_INPUT, Exit.REFUSED):
-        raise AirflowFailException(message)
-    raise AirflowException(message)
-
-
-def last_result(lines: Iterable[str]) -> dict[str, Any]:
-    """The last line that is a JSON object, as a step prints it; empty where there is none."""
-    for line in reversed(list(lines)):
-        if line.startswith("{"):
-            try:
-                return dict(json.loads(line))
-            except ValueError:
-                continue
-    return {}
-
-
 def spread(words: Iterable[str]) -> list[str]:
     """The rendered words, one a line: a template may render to several words, or to none."""
     return [line for word in words for line in word.splitlines() if line]
@@ -163,11 +124,6 @@ def announce(task: BaseOperator, context: Any, result: Mapping[str, Any], tell: 
         event.extra = facts(result) | {name: facts(context["ti"].xcom_pull(name)) for name in tell}
         if partition:  # else Airflow stamps the run's own partition key on the event
             event.add_partitions(partition)
-
-
-def facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a step says beyond the frame of its last line."""
-    return dict(result.get("summary") or {name: value for name, value in result.items() if name not in FRAME})
 
 
 class ProcessStep(BaseOperator):
@@ -272,14 +228,6 @@ class ContainerStep(DockerOperator):
         result = settle(self.task_id, code, lines, self.refusal_is_result)
         announce(self, context, result, self.tell)
         return result
-
-
-def _without_words(task_id: str, code: int) -> str:
-    number = -code if code < 0 else code - 128 if 128 < code < 160 else 0
-    if number:
-        hint = "; out of memory?" if number == signal.SIGKILL else ""
-        return f"{task_id}: killed by signal {number}{hint} (see the log above)"
-    return f"{task_id}: ended with exit code {code} and no line of JSON (see the log above)"
 
 
 def _status(failure: DockerContainerFailedException) -> int:

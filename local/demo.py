@@ -28,8 +28,10 @@ from serve import torchserve
 from spira_train.outcome import StepError
 
 DAYS, SUBJECTS = 5, 32
+VOICES: tuple[str, ...] = ()  # other knobs of the simulator
 PRESET = {"preset": "fast"}
-STEPS = ("setup", "extract", "features", "train", "validate", "verdict", "package", "register", "verify")
+STEPS = ("extract", "features", "train", "validate", "package", "register", "verify")
+PROBES = {"ward_noise_controls": "… controls only", "ward_noise_patients": "… patients only"}
 LOOK_SECONDS, PATIENCE_SECONDS = 0.7, 1200.0
 MARKS = {
     "success": "[green]●[/]",
@@ -50,15 +52,18 @@ def main() -> None:
     with _stack() as stack:
         lake = Path(stack["places"]["SPIRA_LAKE"])
         days = sorted(p.name for p in (lake / "landing").iterdir() if not p.name.startswith("."))
-        console.print(f"[bold]lake[/] {lake}: {len(days)} days, {days[0]} to {days[-1]}, simulated voices")
+        console.print(
+            f"[bold]lake[/] {lake}: {len(days)} days, {days[0]} to {days[-1]}, simulated voices", soft_wrap=True
+        )
         runs = _backfill(login(stack), days)
         newest = runs[max(runs)]
         _demand(newest["state"] == "success", _why(login(stack), newest))
         run = Path(login(stack).result(newest["dag_run_id"], "setup")["run"])
         _show_metrics(run)
         _show_serving(stack, lake, run)
-        console.print(f"\n[bold]report[/] {run / 'validate/report.html'}")
-        console.print(addresses(stack))
+        console.print(f"\n[bold]report[/] {run / 'validate/report.html'}", soft_wrap=True)
+        for line in addresses(stack):
+            console.print(line, soft_wrap=True)
     console.print(f"\n[bold green]done[/] in {time.monotonic() - started:.0f} s")
 
 
@@ -67,7 +72,17 @@ def _stack() -> Iterator[dict[str, Any]]:
     """A running stack beside a simulated lake; stopped at the end unless it was there before."""
     ours = state() is None
     lake = (state() or {"places": {}})["places"].get("SPIRA_LAKE") or os.environ.get("SPIRA_LAKE", str(var() / "lake"))
-    words = [MODEL / "spira-train", "simulate", "--lake", lake, "--days", str(DAYS), "--subjects", str(SUBJECTS)]
+    words = [
+        MODEL / "spira-train",
+        "simulate",
+        "--lake",
+        lake,
+        "--days",
+        str(DAYS),
+        "--subjects",
+        str(SUBJECTS),
+        *VOICES,
+    ]
     simulator = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         stack = up(SERVICES)
@@ -95,31 +110,47 @@ def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:
     airflow.pause(False)
     backfill = airflow.backfill(days[0], days[-1], PRESET, again=True)
     since = time.monotonic()
+    runs: dict[str, dict[str, Any]] = {}
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            runs = {run["partition_key"]: run for run in airflow.runs(run_type="backfill")}
-            runs = {day: runs[day] for day in days if day in runs}
-            live.update(_grid(airflow, days, runs, time.monotonic() - since))
+            _look(airflow, runs)
+            elapsed = time.monotonic() - since
+            live.update(_grid(days, runs, elapsed))
             ended = airflow.call("GET", f"backfills/{backfill}")["completed_at"]
-            if ended and len(runs) == len(days) and all(run["state"] in FINISHED for run in runs.values()):
-                return runs
-            _demand(time.monotonic() - since < PATIENCE_SECONDS, "the backfill did not end in time; see Airflow's UI")
+            if ended and all(day in runs and runs[day]["state"] in FINISHED for day in days):
+                break
+            _demand(elapsed < PATIENCE_SECONDS, "the backfill did not end in time; see Airflow's UI")
             time.sleep(LOOK_SECONDS)
+    if not console.is_terminal:
+        console.print()
+    return runs
 
 
-def _grid(airflow: Airflow, days: list[str], runs: Mapping[str, Any], elapsed: float) -> Group:
-    table = Table("partition", *STEPS, "run", box=None, header_style="dim", padding=(0, 2, 0, 0))
+def _look(airflow: Airflow, runs: dict[str, dict[str, Any]]) -> None:
+    """Bring `runs` (partition -> run, with its tasks' states) up to date; a log, not a terminal, is told of changes."""
+    for run in airflow.runs(run_type="backfill"):
+        day = run["partition_key"]
+        known = runs.get(day, {"state": "", "tasks": {}})
+        if known["state"] == run["state"] and run["state"] != "running":
+            continue
+        tasks = {name: task["state"] for name, task in airflow.tasks(run["dag_run_id"]).items()}
+        if not console.is_terminal:
+            for name, now in tasks.items():
+                if now != known["tasks"].get(name) and now in ("success", "failed", "skipped", "up_for_retry"):
+                    console.print(f"{day} {name}: {now}", style="dim")
+        runs[day] = run | {"tasks": tasks}
+
+
+def _grid(days: list[str], runs: Mapping[str, Any], elapsed: float) -> Group:
+    table = Table("partition", *STEPS, "run", box=None, header_style="dim", padding=(0, 1, 0, 0))
     for day in days:
-        run = runs.get(day)
-        tasks = airflow.tasks(run["dag_run_id"]) if run else {}
-        cells = [MARKS.get(tasks.get(step, {}).get("state") or "", "[dim]·[/]") for step in STEPS]
-        said = run["state"] if run else "waiting"
-        if tasks.get("refused", {}).get("state") == "failed":
-            said = "refused"
+        run = runs.get(day, {"state": "waiting", "tasks": {}})
+        cells = [MARKS.get(run["tasks"].get(step) or "", "[dim]·[/]") for step in STEPS]
+        said = "refused" if run["tasks"].get("refused") == "failed" else run["state"]
         colour = {"success": "green", "failed": "red", "refused": "red", "running": "yellow"}.get(said, "dim")
         table.add_row(day, *cells, f"[{colour}]{said}[/]")
-    legend = "● done  ◐ running  - skipped (a newer day trains for all)  ✗ failed"
-    return Group(table, Text(f"{elapsed:.0f} s   {legend}", style="dim"))
+    legend = "● done  ◐ running  - skipped (the newest day trains for all)  ✗ failed"
+    return Group(table, Text(f"{elapsed:3.0f} s  {legend}", style="dim"))
 
 
 def _why(airflow: Airflow, run: Mapping[str, Any]) -> str:
@@ -136,14 +167,17 @@ def _show_metrics(run: Path) -> None:
     metrics = json.loads((run / "validate/metrics.json").read_text())
     verdict = json.loads((run / "validate/verdict.json").read_text())
     names = ("accuracy", "sensitivity", "specificity", "f1", "auc")
-    table = Table("test set", *names, title="\nmetrics by recording, 95 % intervals", title_justify="left", box=None)
+    table = Table("test set", *names, box=None, header_style="dim", padding=(0, 1, 0, 0))
     for probe, found in metrics.items():
         if found:
-            cells = [f"{v['value']:.2f} [dim]{v['low']:.2f}-{v['high']:.2f}[/]" for v in map(found.__getitem__, names)]
-            table.add_row(probe.replace("_", " "), *cells)
+            cells = [f"{v['value']:.2f}\n[dim]{v['low']:.2f}-{v['high']:.2f}[/]" for v in map(found.__getitem__, names)]
+            table.add_row(PROBES.get(probe, probe.replace("_", " ")), *cells)
+    console.print("\n[bold]metrics[/] by recording of the frozen test set, with 95 % intervals")
     console.print(table)
     blessed = verdict["verdict"] == "blessed"
-    console.print(f"\n[bold]gate[/] [{'green' if blessed else 'red'}]{verdict['verdict']}[/]", *verdict["reasons"])
+    console.print(
+        f"\n[bold]gate[/] [{'green' if blessed else 'red'}]{verdict['verdict']}[/]", *verdict["reasons"], sep="\n"
+    )
 
 
 def _show_serving(stack: Mapping[str, Any], lake: Path, run: Path) -> None:

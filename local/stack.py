@@ -35,8 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     """up [SERVICE...] | down | status"""
     match list(arguments):
         case ["up", *names] if set(names) <= set(SERVICES):
-            stack = up(tuple(names) or SERVICES)
-            console.print(addresses(stack))
+            _say(addresses(up(tuple(names) or SERVICES)))
         case ["down"]:
             down()
         case ["status"]:
@@ -100,7 +99,7 @@ def status() -> None:
         return
     healthy = {name: 0.0 for name in stack["services"] if _healthy(name, stack["health"][name])}
     console.print(_table(stack, healthy, None))
-    console.print(addresses(stack))
+    _say(addresses(stack))
 
 
 def supervise(stack: Mapping[str, Any]) -> int:
@@ -128,19 +127,16 @@ def credentials() -> tuple[str, str]:
     return "admin", str(users["admin"])
 
 
-def addresses(stack: Mapping[str, Any]) -> Table:
-    """Where the services are and how to log in."""
+def addresses(stack: Mapping[str, Any]) -> list[str]:
+    """Where the services are and how to log in, a line each."""
     user, password = credentials() if "airflow" in stack["services"] else ("", "")
     places = stack["places"]
-    rows = {
-        "airflow": ("Airflow", stack["airflow"], f"user {user}, password {password}"),
-        "mlflow": ("MLflow", places["MLFLOW_TRACKING_URI"], ""),
-        "torchserve": ("TorchServe", places["SPIRA_INFERENCE"], f"tokens in {places['SPIRA_KEYS']}"),
+    lines = {
+        "airflow": f"[bold]Airflow[/]    {stack['airflow']}  user {user}, password {password}",
+        "mlflow": f"[bold]MLflow[/]     {places['MLFLOW_TRACKING_URI']}",
+        "torchserve": f"[bold]TorchServe[/] {places['SPIRA_INFERENCE']}  tokens in {places['SPIRA_KEYS']}",
     }
-    table = Table.grid(padding=(0, 2))
-    for name in stack["services"]:
-        table.add_row(f"[bold]{rows[name][0]}[/]", *rows[name][1:])
-    return table
+    return [lines[name] for name in stack["services"]]
 
 
 def members() -> dict[int, str]:
@@ -180,6 +176,8 @@ def _wait_until_healthy(stack: Mapping[str, Any], supervisor: subprocess.Popen[b
             if supervisor.poll() is not None or elapsed > START_SECONDS:
                 raise SystemExit(_failure(stack, healthy))
             time.sleep(0.2)
+    if not console.is_terminal:
+        console.print()  # Live leaves the line open
 
 
 def _healthy(name: str, url: str) -> bool:
@@ -238,6 +236,11 @@ def _reap() -> None:
         deadline = time.monotonic() + 3
         while members() and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _log(name: str) -> Path:

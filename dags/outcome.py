@@ -1,0 +1,61 @@
+"""How a step of `spira-train` ended, in Airflow's terms."""
+
+import json
+import signal
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+FRAME = ("step", "exit", "outcome", "message")  # keys of every last line; the others are the step's own facts
+
+
+class Exit(IntEnum):
+    """Exit codes of `spira-train`: the same numbers as `spira_train.outcome.Exit`, held equal by a test."""
+
+    DONE = 0
+    FAULT = 1
+    BAD_INPUT = 10
+    REFUSED = 20
+    TRY_AGAIN = 75
+    NOTHING_TO_DO = 99
+
+
+def settle(task_id: str, code: int, lines: Iterable[str], refusal_is_result: bool = False) -> dict[str, Any]:
+    """Turn a step's end into Airflow's terms: its result (the XCom), or the exception with the step's own message."""
+    result = last_result(lines)
+    message = str(result.get("message") or "") or _without_words(task_id, code)
+    if code == Exit.DONE and result:
+        return result
+    if code == Exit.REFUSED and refusal_is_result and result:
+        return result
+    if code == Exit.NOTHING_TO_DO:
+        raise AirflowSkipException(message)
+    if code in (Exit.BAD_INPUT, Exit.REFUSED):
+        raise AirflowFailException(message)
+    raise AirflowException(message)
+
+
+def last_result(lines: Iterable[str]) -> dict[str, Any]:
+    """The last line that is a JSON object, as a step prints it; empty where there is none."""
+    for line in reversed(list(lines)):
+        if line.startswith("{"):
+            try:
+                return dict(json.loads(line))
+            except ValueError:
+                continue
+    return {}
+
+
+def facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step says beyond the frame of its last line."""
+    return dict(result.get("summary") or {name: value for name, value in result.items() if name not in FRAME})
+
+
+def _without_words(task_id: str, code: int) -> str:
+    number = -code if code < 0 else code - 128 if 128 < code < 160 else 0
+    if number:
+        hint = "; out of memory?" if number == signal.SIGKILL else ""
+        return f"{task_id}: killed by signal {number}{hint} (see the log above)"
+    return f"{task_id}: ended with exit code {code} and no line of JSON (see the log above)"

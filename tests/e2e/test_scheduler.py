@@ -1,0 +1,175 @@
+"""The whole pipeline under a real scheduler, with the real MLflow and the real TorchServe. One stack for all tests."""
+
+import hashlib
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import requests
+
+from local import demo, stack
+from local.airflow_api import FINISHED, Airflow
+from serve import torchserve
+
+pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.torchserve, pytest.mark.timeout(1200)]
+AFTER_PACKAGE = ("package", "approve", "register", "verify")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory, command):
+    """The stack, on a simulated lake of its own."""
+    place = tmp_path_factory.mktemp("stack")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIRA_VAR", str(place))
+        for name in ("SPIRA_LAKE", "SPIRA_RUNS", "SPIRA_MODELS", "SPIRA_TRAIN", "SPIRA_RUNTIME", "SPIRA_GPUS"):
+            patch.delenv(name, raising=False)
+        code, _, errors = command(
+            "simulate", "--lake", place / "lake", "--days", demo.DAYS, "--subjects", demo.SUBJECTS, *demo.VOICES
+        )
+        assert code == 0, errors
+        yield stack.up()
+        stack.down()
+        assert stack.members() == {}
+
+
+@pytest.fixture(scope="session")
+def airflow(running) -> Airflow:
+    api = stack.login(running)
+    until(api.knows)
+    assert api.import_errors() == []
+    api.pause(False)
+    return api
+
+
+@pytest.fixture(scope="session")
+def days(running) -> list[str]:
+    return sorted(p.name for p in Path(running["places"]["SPIRA_LAKE"], "landing").iterdir())
+
+
+@pytest.fixture(scope="session")
+def trained(airflow, days) -> dict[str, dict]:
+    """The runs of a backfill over the whole lake: partition -> run."""
+    return backfill(airflow, days)
+
+
+def test_the_scheduler_starts_the_newest_partition_and_skips_it_without_data(airflow):
+    run = until(lambda: next(iter(airflow.runs(run_type="scheduled")), None))
+    yesterday = datetime.now(UTC) - timedelta(hours=3) - timedelta(days=1)
+    assert run["partition_key"] == f"{yesterday:%Y-%m-%d}"
+    assert ended(airflow, run["dag_run_id"])["state"] == "success"
+    states = task_states(airflow, run["dag_run_id"])
+    assert states.pop("setup") == "success"
+    assert set(states.values()) == {"skipped"}
+
+
+def test_a_backfill_prepares_every_day_and_trains_for_the_newest(airflow, trained, days):
+    assert {day: run["state"] for day, run in trained.items()} == dict.fromkeys(days, "success")
+    for day in days[:-1]:
+        states = task_states(airflow, trained[day]["dag_run_id"])
+        assert (states["features"], states["train"], states["register"]) == ("success", "skipped", "skipped")
+    newest = task_states(airflow, trained[days[-1]]["dag_run_id"])
+    assert {newest.pop("approve"), newest.pop("refused")} == {"skipped"}
+    assert set(newest.values()) == {"success"}
+
+
+def test_the_model_is_served_and_announced(airflow, trained, days, running):
+    champion = airflow.result(trained[days[-1]]["dag_run_id"], "register")["summary"]["champion"]
+    assert torchserve.status(server(running))["default"] == champion
+    events = airflow.call("GET", "assets/events", order_by="-timestamp", limit=50)["asset_events"]
+    event = next(e for e in events if e["name"] == "spira/champion")
+    assert event["extra"]["version"] == champion
+    assert event["extra"]["validate"]["auc"] > 0.5
+    assert event["partition_key"] == days[-1]
+    assert {e["partition_key"] for e in events if e["name"] == "spira/features"} >= set(days)
+
+
+def test_a_second_backfill_trains_nothing_and_changes_no_byte(airflow, trained, days, running):
+    places = [Path(running["places"][name]) for name in ("SPIRA_LAKE", "SPIRA_RUNS", "SPIRA_MODELS")]
+    before, champion = [digests(p) for p in places], torchserve.status(server(running))
+    again = backfill(airflow, days)
+    assert {run["state"] for run in again.values()} == {"success"}
+    assert airflow.result(again[days[-1]]["dag_run_id"], "train")["cached"]
+    assert [digests(p) for p in places] == before
+    assert torchserve.status(server(running)) == champion
+
+
+def test_a_refusal_says_so_and_the_champion_goes_on(airflow, trained, days, running):
+    before = torchserve.status(server(running))
+    params = {"partition": days[-1], "preset": "fast", "train.epochs": 1, "train.learning_rate": 1e-7}
+    run = ended(airflow, airflow.trigger(params))
+    assert run["state"] == "failed"
+    states = task_states(airflow, run["dag_run_id"])
+    assert states["validate"] == "success"  # it did its work
+    assert [name for name, state in states.items() if state == "failed"] == ["refused"]
+    assert {states[name] for name in AFTER_PACKAGE} == {"skipped"}
+    assert "refused by the gate: " in airflow.log(run["dag_run_id"], "refused")
+    assert torchserve.status(server(running)) == before
+    chosen = json.loads(Path(airflow.result(run["dag_run_id"], "setup")["run"], "config.json").read_text())
+    assert (chosen["train"]["epochs"], chosen["train"]["learning_rate"]) == (1, 1e-7)
+
+
+def test_a_manual_run_takes_the_partition_key(airflow):
+    run = ended(airflow, airflow.trigger({"preset": "fast"}, partition_key="1999-12-31"))
+    assert run["state"] == "success"
+    assert task_states(airflow, run["dag_run_id"])["extract"] == "skipped"  # nothing was collected on that day
+
+
+def test_no_partition_at_all(airflow):
+    run = ended(airflow, airflow.trigger({"preset": "fast"}))
+    assert run["state"] == "failed"
+    assert "this run has no partition: trigger it with the param" in airflow.log(run["dag_run_id"], "setup")
+
+
+def test_wrong_params(airflow, days):
+    with pytest.raises(requests.HTTPError, match="less than the minimum"):
+        airflow.trigger({"partition": days[0], "train.epochs": 0})
+    run = ended(airflow, airflow.trigger({"partition": days[0], "train.epoch": 3}))
+    assert run["state"] == "failed"
+    assert airflow.tasks(run["dag_run_id"])["setup"]["try_number"] == 1  # trying again would not help
+    assert "did you mean train.epochs?" in airflow.log(run["dag_run_id"], "setup")
+
+
+def test_a_human_is_asked_where_the_run_says_so(airflow, trained, days):
+    run_id = airflow.trigger({"partition": days[-1], "preset": "fast", "approve": True})
+    until(lambda: task_states(airflow, run_id)["approve"] == "awaiting_input")
+    answer = {"chosen_options": ["Reject"], "params_input": {}}
+    airflow.call("PATCH", f"dags/spira_training/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails", answer)
+    assert ended(airflow, run_id)["state"] == "success"
+    states = task_states(airflow, run_id)
+    assert (states["approve"], states["register"], states["verify"]) == ("success", "skipped", "skipped")
+
+
+def backfill(airflow: Airflow, days: list[str]) -> dict[str, dict]:
+    number = airflow.backfill(days[0], days[-1], demo.PRESET, again=True)
+    until(lambda: airflow.call("GET", f"backfills/{number}")["completed_at"])
+    return {run["partition_key"]: ended(airflow, run["dag_run_id"]) for run in airflow.runs(run_type="backfill")}
+
+
+def ended(airflow: Airflow, run_id: str) -> dict:
+    until(lambda: airflow.run(run_id)["state"] in FINISHED)
+    return airflow.run(run_id)
+
+
+def until(held, patience: float = 900.0):
+    """Wait for a true answer and return it; `patience` only ends a test that hangs."""
+    since = time.monotonic()
+    while not (answer := held()):
+        assert time.monotonic() - since < patience, "waited in vain"
+        time.sleep(0.5)
+    return answer
+
+
+def task_states(airflow: Airflow, run_id: str) -> dict[str, str]:
+    return {name: task["state"] for name, task in airflow.tasks(run_id).items()}
+
+
+def server(running) -> torchserve.Server:
+    places = running["places"]
+    return torchserve.Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], Path(places["SPIRA_KEYS"]))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

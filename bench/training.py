@@ -44,7 +44,9 @@ def main() -> None:
         rows, note = measure(Lake(str(folder / "lake")), chosen.recordings, chosen.epochs)
     finally:
         shutil.rmtree(folder)
-    machine.show(f"Training {chosen.epochs} epochs of SPIRA v1's recipe", ("", "v1's loop", "ours", "ratio"), rows, note)
+    machine.show(
+        f"Training {chosen.epochs} epochs of SPIRA v1's recipe", ("", "v1's loop", "ours", "ratio"), rows, note
+    )
 
 
 def measure(lake: Lake, recordings: int, epochs: int) -> tuple[list[tuple[str, str, str, str]], str]:
@@ -65,12 +67,13 @@ def measure(lake: Lake, recordings: int, epochs: int) -> tuple[list[tuple[str, s
     ours = our_loop(train, config)
     once = features * 1e3 / windows
     total_v1, total = theirs["all"] * windows * epochs / 1e3, features + ours * windows * epochs / 1e3
-    rows = [
-        ("features, ms a window an epoch", f"{theirs['features']:.1f}", f"{once / epochs:.2f}", _ratio(theirs["features"], once / epochs)),
-        ("network, ms a window", f"{theirs['network']:.1f}", f"{ours:.1f}", _ratio(theirs["network"], ours)),
-        ("together, ms a window", f"{theirs['all']:.1f}", f"{ours + once / epochs:.1f}", _ratio(theirs["all"], ours + once / epochs)),
-        (f"{epochs} epochs, s", f"{total_v1:.0f}", f"{total:.0f}", _ratio(total_v1, total)),
-    ]  # fmt: skip
+    compared = {
+        "features, ms a window an epoch": (theirs["features"], once / epochs),
+        "network, ms a window": (theirs["network"], ours),
+        "together, ms a window": (theirs["all"], ours + once / epochs),
+        f"{epochs} epochs, s": (total_v1, total),
+    }
+    rows = [(what, f"{v1:.2f}", f"{our:.2f}", f"{v1 / our:.1f}x") for what, (v1, our) in compared.items()]
     return rows, f"{len(train)} recordings, {windows} windows, {config.noise.variants} noisy variants of each"
 
 
@@ -140,10 +143,6 @@ def _step(network: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor,
 
 def _read(content: bytes) -> np.ndarray:
     return soundfile.read(io.BytesIO(content), dtype="float32")[0]
-
-
-def _ratio(theirs: float, ours: float) -> str:
-    return f"{theirs / ours:.1f}x"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 from docker.types import DeviceRequest, Mount
-from outcome import Exit, facts, settle
+from step_outcome import Exit, facts, settle
 
 TAIL = 50  # lines kept to look for the last line of JSON: a library may still mutter on stderr after it
 STOP_SECONDS = 10.0

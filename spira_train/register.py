@@ -49,7 +49,9 @@ def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server)
     promote(registry, number)
     _retire(registry, server)
     say(f"register: {version} is the default version and the champion")
-    return _report(run, package, number, version, {"verified": found["recordings"]})
+    previous = registry.aliases().get(PREVIOUS)  # noted for a rollback, which must not wait for MLflow
+    earlier = registry.versions()[previous].tags["version"] if previous else None
+    return _report(run, package, number, version, {"verified": found["recordings"], "previous": earlier})
 
 
 def checked(run: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from serve import torchserve
 from serve.torchserve import Server
 from spira_train.config import Config
-from spira_train.outcome import Refused
+from spira_train.outcome import Refused, TryAgain
 from spira_train.registry import Registry, rollback
 from spira_train.step import perform
 from spira_train.store import digest_json, local_lake, read_report
@@ -33,22 +33,22 @@ def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, 
     try:
         found = torchserve.verify(server, None, run / "validate" / "golden", expected=version)
     except Refused as error:
-        raise Refused(f"{error}. {_roll_back(Registry(mlflow), server, version, number)}") from None
+        raise Refused(f"{error}. {_roll_back(mlflow, server, version, number, summary.get('previous'))}") from None
     lasting = {name: found[name] for name in ("version", "recordings")}
     return _report(run, lasting | {"champion": version})
 
 
-def _roll_back(registry: Registry, server: Server, version: str, number: str) -> str:
+def _roll_back(mlflow: str, server: Server, version: str, number: str, earlier: str | None) -> str:
     """Server first, aliases second: people are answered by the server. Returns what happened, as a sentence."""
-    aliases, known = registry.aliases(), registry.versions()
-    previous = aliases.get("previous")
-    earlier = known[previous].tags["version"] if previous in known else None
     if earlier is None:
-        rollback(registry, number)
+        rollback(Registry(mlflow), number)
         return f"There is no previous version to roll back to: {version} is still served and must be looked at now"
     torchserve.rollback(server, earlier)
-    rollback(registry, number)
     torchserve.unregister(server, version)
+    try:
+        rollback(Registry(mlflow), number)
+    except TryAgain as error:
+        return f"Rolled back: {earlier} is served again; MLflow still calls {version} the champion ({error})"
     return f"Rolled back: {earlier} is served again and is the champion"
 
 

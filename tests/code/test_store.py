@@ -2,11 +2,11 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -72,25 +72,28 @@ def test_full_disk_is_one_message_and_keeps_the_old_result(tmp_path):
     assert read_report(fs, destination) == {"fingerprint": "good"}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has it")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as Linux has it")
 def test_really_full_device_is_told(tmp_path):
-    with pytest.raises(TryAgain, match="no space left"), publish(*local_lake(tmp_path / "result")):
-        with open("/dev/full", "wb", buffering=0) as device:
-            device.write(b"x")
+    with (
+        pytest.raises(TryAgain, match="no space left"),
+        publish(*local_lake(tmp_path / "result")),
+        Path("/dev/full").open("wb", buffering=0) as device,
+    ):
+        device.write(b"x")
 
 
 def test_object_store_gets_its_report_last(tmp_path):
-    class Recording(fsspec.get_filesystem_class("memory")):
-        written: list = []
+    written = []
 
+    class Recording(fsspec.get_filesystem_class("memory")):
         def pipe_file(self, path, value, **kwargs):
-            self.written.append(path)
+            written.append(path)
             return super().pipe_file(path, value, **kwargs)
 
     fs = Recording(skip_instance_cache=True)
     with publish(fs, "/bucket/result") as folder:
         fill(folder, "one")
-    assert fs.written[-1] == "/bucket/result/report.json"
+    assert written[-1] == "/bucket/result/report.json"
     assert read_report(fs, "/bucket/result") == {"fingerprint": "one"}
 
 

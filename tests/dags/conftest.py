@@ -29,7 +29,7 @@ def load(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        for module in ("spira_training", "step", "outcome"):
+        for module in ("spira_training", "step", "step_outcome"):
             monkeypatch.delitem(sys.modules, module, raising=False)
         import spira_training
 

@@ -26,6 +26,14 @@ def test_it_imports_neither_torch_nor_the_training_package():
     assert done.stdout.split() == []
 
 
+def test_no_module_hides_behind_an_installed_package():
+    """Airflow appends the folder to the end of the import path, so an installed package of that name would win."""
+    names = [file.stem for file in DAGS.glob("*.py")]
+    code = f"import importlib.util as u; print(*(n for n in {names} if u.find_spec(n)))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_edges(load):
     dag = load()
     edges = {(task.task_id, down) for task in dag.tasks for down in task.downstream_task_ids}

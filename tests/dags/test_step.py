@@ -30,7 +30,7 @@ def context(params: dict | None = None, partition_key: str | None = "2026-11-03"
 
 def test_exit_codes_are_those_of_the_command_line(load):
     load()
-    from outcome import Exit
+    from step_outcome import Exit
 
     enum = next(n for n in ast.parse(OUTCOME.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Exit")
     theirs = {a.targets[0].id: a.value.value for a in enum.body if isinstance(a, ast.Assign)}
@@ -51,7 +51,7 @@ def test_exit_codes_are_those_of_the_command_line(load):
 )
 def test_ends(load, code, raised):
     load()
-    from outcome import settle
+    from step_outcome import settle
 
     with pytest.raises(Exception, match="the reason") as caught:
         settle("train", code, ["progress", line(code, "x", "the reason")])
@@ -60,14 +60,14 @@ def test_ends(load, code, raised):
 
 def test_done_gives_the_last_line(load):
     load()
-    from outcome import settle
+    from step_outcome import settle
 
     assert settle("setup", 0, ["{not json", line(run="/runs/x"), "a library mutters"])["run"] == "/runs/x"
 
 
 def test_only_validate_may_refuse_and_end_well(load):
     dag = load()
-    from outcome import settle
+    from step_outcome import settle
 
     assert settle("validate", 20, [line(20, "refused", "no")], refusal_is_result=True)["outcome"] == "refused"
     assert {t.task_id for t in dag.tasks if getattr(t, "refusal_is_result", False)} == {"validate"}
@@ -76,7 +76,7 @@ def test_only_validate_may_refuse_and_end_well(load):
 def test_ends_without_a_word(load):
     load()
     from airflow.sdk.exceptions import AirflowException
-    from outcome import settle
+    from step_outcome import settle
 
     ends = {-9: "killed by signal 9; out of memory", 137: "signal 9", 3: "exit code 3", 0: "no line"}
     for code, said in ends.items():

@@ -47,7 +47,9 @@ def test_noise_that_hides_patients_is_refused():
     assert any(r.startswith("ward_noise_patients accuracy_drop") for r in reasons)
 
 
-@given(st.sampled_from([(limit.probe, limit.metric) for limit in PLAN.limits]), st.sampled_from(["absent", "nan", "inf"]))
+@given(
+    st.sampled_from([(limit.probe, limit.metric) for limit in PLAN.limits]), st.sampled_from(["absent", "nan", "inf"])
+)
 def test_missing_or_odd_metric_is_a_refusal(which, how):
     metrics = copy.deepcopy(honest())
     probe, metric = which

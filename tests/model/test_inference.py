@@ -15,7 +15,11 @@ from spira_train.model import MODELS, build
 def predictor(request, tmp_path):
     torch.manual_seed(1)
     network = {"name": request.param, "frames": 401, "coefficients": 40, "dropout": 0.1}
-    description = {"network": network, "features": FeaturesConfig().model_dump(), "decision": {"threshold": 0.5, "band": 0.05}}
+    description = {
+        "network": network,
+        "features": FeaturesConfig().model_dump(),
+        "decision": {"threshold": 0.5, "band": 0.05},
+    }
     (tmp_path / "model.json").write_text(json.dumps(description))
     save_file(build(**network).state_dict(), tmp_path / "model.safetensors")
     return inference.load(tmp_path)

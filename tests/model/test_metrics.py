@@ -54,5 +54,5 @@ def test_bootstrap_agrees_with_drawing_one_by_one():
 
 @pytest.mark.parametrize(("labels", "scores"), [([0, 1], [0.1, float("nan")]), ([1, 1], [0.1, 0.2]), ([], [])])
 def test_what_cannot_be_measured_is_an_error(labels, scores):
-    with pytest.raises(ValueError, match="not a number|both classes"):
+    with pytest.raises(ValueError, match=r"not a number|both classes"):
         measure(labels, scores, 0.5, 100, np.random.default_rng(0))

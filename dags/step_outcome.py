@@ -1,4 +1,7 @@
-"""How a step of `spira-train` ended, in Airflow's terms."""
+"""How a step of `spira-train` ended, in Airflow's terms.
+
+Airflow appends this folder to the end of the import path: the module's name must not be that of any package.
+"""
 
 import json
 import signal

@@ -1,0 +1,6 @@
+"""All benchmarks, one table each."""
+
+from bench import pipeline, training
+
+pipeline.main()
+training.main()

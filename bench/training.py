@@ -29,7 +29,7 @@ from spira_train.features import FeatureExtractor, cut
 from spira_train.model import build
 from spira_train.rng import Random
 from spira_train.store import Lake
-from spira_train.train import _batches, noam
+from spira_train.train import batches, noam
 
 BATCHES = 4
 
@@ -116,7 +116,7 @@ def our_loop(train: Any, config: configuration.Config) -> float:
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=config.train.weight_decay)
     data = torch.from_numpy(train.variants)
     seen, spent = 0, 0.0
-    for number, (rows, variants, labels) in enumerate(_batches(train, config, 1)):
+    for number, (rows, variants, labels) in enumerate(batches(train, config, 1)):
         started = time.perf_counter()
         x = data[torch.from_numpy(variants), torch.from_numpy(rows)][:, None]  # (W, 1, 401, 40)
         for group in optimiser.param_groups:

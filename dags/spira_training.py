@@ -59,9 +59,10 @@ def field(name: str, spec: dict) -> Param:
     limits = {k: v for k, v in spec.items() if k not in ("type", "description", "enum", "presets")}
     enum = {"enum": [None, *spec["enum"]], "values_display": {"null": "as the preset says"}} if "enum" in spec else {}
     preset = ", ".join(f"{preset} {json.dumps(value)}" for preset, value in spec["presets"].items())
-    section = name.rpartition(".")[0].capitalize() or "Run"
+    group, dot, _ = name.partition(".")
+    section = {"section": group.capitalize()} if dot else {}  # what has none stands first, unfolded
     text = f"{spec['description']}. Empty: as the preset says ({preset})"
-    return Param(None, text, type=["null", spec["type"]], title=name, section=section, **limits, **enum)
+    return Param(None, text, type=["null", spec["type"]], title=name, **section, **limits, **enum)
 
 
 OWN = {
@@ -70,10 +71,9 @@ OWN = {
         "Collection day to process. Empty: the run's own partition key",
         type=["null", "string"],
         format="date",
-        section="Run",
     ),
-    "preset": Param("default", "Configuration file to start from", enum=FORM["presets"], type="string", section="Run"),
-    "approve": Param(False, "Ask a human before the new model is registered", type="boolean", section="Run"),
+    "preset": Param("default", "Configuration file to start from", enum=FORM["presets"], type="string"),
+    "approve": Param(False, "Ask a human before the new model is registered", type="boolean"),
 }
 
 

@@ -1,6 +1,7 @@
 """Airflow's REST API, as far as the demo and the tests need it."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import requests
@@ -64,11 +65,20 @@ class Airflow:
         }
         return int(self.call("POST", "backfills", body)["id"])
 
+    def backfill_runs(self, backfill: int, dag_id: str = DAG_ID) -> dict[str, dict[str, Any]]:
+        """Partition -> run of one backfill; runs of earlier ones stand beside them under the same partitions."""
+        since = datetime.fromisoformat(self.call("GET", f"backfills/{backfill}")["created_at"])
+        runs = self.runs(dag_id, run_type="backfill")
+        return {run["partition_key"]: run for run in runs if datetime.fromisoformat(run["queued_at"]) >= since}
+
     def cancel_backfills(self, dag_id: str = DAG_ID) -> None:
-        """End the backfills that are still at work; there can be only one."""
+        """End the backfills that are still at work, and their runs; there can be only one."""
         for backfill in self.call("GET", "backfills", dag_id=dag_id)["backfills"]:
             if not backfill["completed_at"]:
                 self.call("PUT", f"backfills/{backfill['id']}/cancel")
+        for run in self.runs(dag_id, run_type="backfill"):
+            if run["state"] not in FINISHED:
+                self.call("PATCH", f"dags/{dag_id}/dagRuns/{run['dag_run_id']}", {"state": "failed"})
 
     def runs(self, dag_id: str = DAG_ID, **query: Any) -> list[dict[str, Any]]:
         """The DAG's runs, oldest first; `run_type="backfill"` and the like narrow it down."""

@@ -6,6 +6,7 @@ came of it. Uses a stack that `make up` started and leaves it running; else it s
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -57,9 +58,12 @@ def main() -> None:
         )
         runs = _backfill(login(stack), days)
         newest = runs[max(runs)]
-        _demand(newest["state"] == "success", _why(login(stack), newest))
-        run = Path(login(stack).result(newest["dag_run_id"], "setup")["run"])
-        _show_metrics(run)
+        airflow = login(stack)
+        ran_setup = newest["tasks"].get("setup") == "success"
+        run = Path(airflow.result(newest["dag_run_id"], "setup")["run"] if ran_setup else "nowhere")
+        if (run / "validate/metrics.json").exists():
+            _show_metrics(run)
+        _demand(newest["state"] == "success", why(airflow, newest))
         _show_serving(stack, lake, run)
         console.print(f"\n[bold]report[/] {run / 'validate/report.html'}", soft_wrap=True)
         for line in addresses(stack):
@@ -113,7 +117,7 @@ def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:
     runs: dict[str, dict[str, Any]] = {}
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            _look(airflow, runs)
+            _look(airflow, backfill, runs)
             elapsed = time.monotonic() - since
             live.update(_grid(days, runs, elapsed))
             ended = airflow.call("GET", f"backfills/{backfill}")["completed_at"]
@@ -126,10 +130,9 @@ def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def _look(airflow: Airflow, runs: dict[str, dict[str, Any]]) -> None:
+def _look(airflow: Airflow, backfill: int, runs: dict[str, dict[str, Any]]) -> None:
     """Bring `runs` (partition -> run, with its tasks' states) up to date; a log, not a terminal, is told of changes."""
-    for run in airflow.runs(run_type="backfill"):
-        day = run["partition_key"]
+    for day, run in airflow.backfill_runs(backfill).items():
         known = runs.get(day, {"state": "", "tasks": {}})
         if known["state"] == run["state"] and run["state"] != "running":
             continue
@@ -153,14 +156,16 @@ def _grid(days: list[str], runs: Mapping[str, Any], elapsed: float) -> Group:
     return Group(table, Text(f"{elapsed:3.0f} s  {legend}", style="dim"))
 
 
-def _why(airflow: Airflow, run: Mapping[str, Any]) -> str:
+def why(airflow: Airflow, run: Mapping[str, Any]) -> str:
     """What a failed run says."""
     failed = [t for t in airflow.tasks(run["dag_run_id"]).values() if t["state"] == "failed"]
     if not failed:
         return f"run {run['dag_run_id']} ended as {run['state']}"
     task = failed[0]
     lines = airflow.log(run["dag_run_id"], task["task_id"], max(task["try_number"], 1)).splitlines()
-    return f"{run['partition_key']}: {task['task_id']} failed\n" + "\n".join(f"  {line}" for line in lines[-12:])
+    reasons = [line.partition(": ")[2] for line in lines if re.match(r"\w*(Exception|Error): ", line)]
+    tail = reasons[-1:] or lines[-12:]
+    return f"{run['partition_key']}: task {task['task_id']} failed: " + "\n".join(tail)
 
 
 def _show_metrics(run: Path) -> None:

@@ -124,6 +124,10 @@ class TrainConfig(Section):
     noisy_share: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="Share of training draws taken from the noisy variants, the same for both classes"
     )
+    time_masks: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="Stretches of each training batch in which time stands still (after SpecAugment)"
+    )
+    mask_frames: Annotated[int, Field(ge=1, le=400)] = Field(40, description="Longest such stretch, in frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where it is")
 
 

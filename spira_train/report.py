@@ -33,14 +33,15 @@ def render(
     rows: Sequence[Mapping[str, Any]],
     answers: Mapping[str, Sequence[float]],
     curves: Mapping[str, Sequence[float]],
+    decision: Mapping[str, float],
 ) -> str:
     """The page as HTML; the same inputs give the same bytes."""
     labels = [row["label"] for row in rows]
     figures = {"Learning curves": _figure(lambda axes: _curves(axes, curves, trained["summary"]["best_epoch"]))}
     if len(set(labels)) == 2:
         figures["ROC"] = _figure(lambda axes: _roc(axes, labels, answers))
-        figures["Answers, clean"] = _figure(lambda axes: _scores(axes, labels, answers["clean"], config))
-        figures["Answers, in ward noise"] = _figure(lambda axes: _scores(axes, labels, answers["noisy"], config))
+        figures["Answers, clean"] = _figure(lambda axes: _scores(axes, labels, answers["clean"], decision))
+        figures["Answers, in ward noise"] = _figure(lambda axes: _scores(axes, labels, answers["noisy"], decision))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         config=config,
@@ -50,6 +51,7 @@ def render(
         figures=figures,
         names=NAMES,
         columns=COLUMNS,
+        decision=decision,
         settings=config.model_dump(mode="json"),
     )
 
@@ -83,11 +85,11 @@ def _roc(axes: Axes, labels: Sequence[int], answers: Mapping[str, Sequence[float
     axes.legend(frameon=False, loc="lower right")
 
 
-def _scores(axes: Axes, labels: Sequence[int], scores: Sequence[float], config: Config) -> None:
+def _scores(axes: Axes, labels: Sequence[int], scores: Sequence[float], decision: Mapping[str, float]) -> None:
     by_class = [[s for s, y in zip(scores, labels, strict=True) if y == label] for label in (0, 1)]
     bins = [i / 20 for i in range(21)]
     axes.hist(by_class, bins=bins, stacked=True, color=[CONTROL, PATIENT], label=["controls", "patients"])
-    low, high = (config.decision.threshold + sign * config.decision.band for sign in (-1, 1))
+    low, high = (decision["threshold"] + sign * decision["band"] for sign in (-1, 1))
     axes.axvspan(low, high, color=QUIET, alpha=0.3, linewidth=0, label="inconclusive")
     axes.set(xlabel="probability of insufficiency", ylabel="recordings", xlim=(0, 1))
     axes.legend(frameon=False)

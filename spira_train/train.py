@@ -152,10 +152,12 @@ def fit(
             break
         # Each epoch's draws depend on the seed and its number alone: a resumed training repeats them.
         torch.manual_seed(Random(config.seed).integer("dropout", epoch))
+        masks = Random(config.seed).stream("masks", epoch)
         state.network.train()
         losses = []
-        for rows, variants, labels in _batches(train, config, epoch):
+        for rows, variants, labels in batches(train, config, epoch):
             windows = data[torch.from_numpy(variants), torch.from_numpy(rows)][:, None]  # (W, 1, frames, coefficients)
+            hold(windows, config.train.time_masks, config.train.mask_frames, masks)
             loss = loss_of(state.network(windows), torch.from_numpy(labels).to(device))
             state.steps += 1
             for group in state.optimiser.param_groups:
@@ -184,24 +186,34 @@ def fit(
     return state
 
 
+def hold(windows: Tensor, count: int, longest: int, rng: np.random.Generator) -> None:
+    """SpecAugment's time masks, in place: `count` stretches of up to `longest` frames repeat their first frame.
+
+    windows: (W, 1, frames, coefficients), a copy of its own. A held frame, unlike zeros, is a sound that exists.
+    """
+    for _ in range(count):
+        start = int(rng.integers(windows.shape[2]))
+        windows[:, :, start : start + 1 + int(rng.integers(longest))] = windows[:, :, start : start + 1].clone()
+
+
 @torch.inference_mode()
 def evaluate(network: nn.Module, held: Tensor, validation: Dataset) -> tuple[float, float]:
-    """(loss, accuracy) by recording over the fixed clean and noisy variants of the validation split.
+    """(loss, accuracy) by recording of the validation split: clean, and one noisy variant, as the gate will ask.
 
     held: (1 + V, N, frames, coefficients).
     """
     network.eval()
     owner = torch.from_numpy(np.repeat(np.arange(len(validation)), np.diff(validation.offsets))).to(held.device)  # (N,)
     counts = torch.bincount(owner, minlength=len(validation))  # (R,)
-    labels = torch.from_numpy(validation.labels).to(held.device)  # (R,)
-    losses, hits = [], []
-    for variant in held[:2]:  # clean, and one noisy variant: what the gate will look at
+    answers = []
+    for variant in held[:2]:
         logits = torch.cat([network(part[:, None]) for part in variant.split(256)])  # (N,)
-        sums = torch.zeros(len(validation), device=held.device).index_add_(0, owner, torch.sigmoid(logits))
-        probability = (sums / counts).clamp(1e-6, 1 - 1e-6)  # (R,)
-        losses.append(nn.functional.binary_cross_entropy(probability, labels))
-        hits.append(((probability > 0.5) == (labels > 0.5)).float().mean())
-    return float(torch.stack(losses).mean()), float(torch.stack(hits).mean())
+        sums = torch.zeros(len(validation), device=held.device).index_add_(0, owner, torch.sigmoid(logits))  # (R,)
+        answers.append((sums / counts).clamp(1e-6, 1 - 1e-6))
+    heard = torch.stack(answers)  # (2, R)
+    labels = torch.from_numpy(validation.labels).to(held.device).expand_as(heard)  # (2, R)
+    loss = nn.functional.binary_cross_entropy(heard, labels)
+    return float(loss), float(((heard > 0.5) == (labels > 0.5)).float().mean())
 
 
 def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
@@ -222,7 +234,7 @@ def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
     }
 
 
-def _batches(train: Dataset, config: Config, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches(train: Dataset, config: Config, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Batches of one epoch: (window rows (W,), variant of each (W,), label of each (W,)).
 
     The variant of a recording is drawn without a look at its label.

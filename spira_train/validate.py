@@ -79,9 +79,9 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path) -> dict[str, Any]:
         _predictions(folder / "predictions.parquet", rows, answers)
         if rows:
             _golden(folder / "golden", predictor, lake, rows, config.validation.golden)
-        page = report.render(
-            config, trained, metrics, verdict, rows, answers, json.loads((run / "train/curves.json").read_text())
-        )
+        curves = json.loads((run / "train" / "curves.json").read_text())
+        decision = predictor.description["decision"]
+        page = report.render(config, trained, metrics, verdict, rows, answers, curves, decision)
         (folder / "report.html").write_text(page, encoding="utf-8")
         summary: dict[str, Any] = {"verdict": verdict["verdict"], "reasons": failed, "test_set": per_class}
         if metrics.get("clean"):

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from spira_train import extract, featurise, simulate, train
+from spira_train.config import Config, preset_files, resolve
+from spira_train.dataset import window_of
+from spira_train.store import Lake, write_atomic
+
 # Markers whose tests may not be skipped, from the environment: CI must not go green on real parts that were not tried.
 NO_SKIPS = set(os.environ.get("SPIRA_NO_SKIPS", "").split())
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,28 +41,33 @@ def command():
 
 @pytest.fixture(scope="session")
 def small_lake(tmp_path_factory) -> Path:
-    """Three partitions of twelve subjects, extracted and with features; treat as read-only, or copy it."""
+    """Three partitions of twelve subjects; treat as read-only, or copy it."""
     lake = tmp_path_factory.mktemp("small") / "lake"
-    code, _, errors = spira_train(
-        "simulate", "--lake", lake, "--subjects", 12, "--days", 3, "--start", "2026-11-01", "--damaged", 0
-    )
-    assert code == 0, errors
+    settings = {"subjects": 12, "days": 3, "start": "2026-11-01", "damaged": 0, "noise_tracks": 4}
+    simulate.run(lake=str(lake), settings=simulate.read_settings(settings))
     return lake
 
 
 SMALL = {
-    "data.min_subjects": 1, "noise.variants": 1, "noise.inserts": 1, "train.epochs": 4, "validation.bootstrap": 100,
+    "data.min_subjects": 1, "noise.variants": 1, "train.epochs": 4, "validation.bootstrap": 100, "threads": 1,
 }  # fmt: skip
 
 
-def start_run(lake: Path, runs: Path, partition: str = "2026-11-03", **overrides: object) -> Path:
-    """`setup` with the fast preset and small numbers; returns the run folder."""
-    settings = [f"--set={k}={v}" for k, v in (SMALL | {k.replace("__", "."): v for k, v in overrides.items()}).items()]
-    code, line, errors = spira_train(
-        "setup", "--lake", lake, "--runs", runs, "--partition", partition, "--preset", "fast", *settings
-    )
-    assert code == 0, errors
-    return Path(line["run"])
+def start_run(lake: Path, runs: Path, partition: str = "2026-11-03", **overrides: object) -> tuple[Path, Config]:
+    """(run folder, configuration) as `setup` leaves them: the fast preset with small numbers."""
+    named = {name.replace("__", "."): value for name, value in overrides.items()}
+    config = resolve(preset_files("fast"), SMALL | named | {"partition": partition})
+    run = runs / f"{partition}-{config.digest()[:8]}"
+    write_atomic(run / "config.json", config.canonical().encode())
+    return run, config
+
+
+def prepare(lake: Path, config: Config) -> None:
+    """Extract and features of every partition that the run trains on."""
+    place = Lake(str(lake))
+    for step in (extract, featurise):
+        for key in window_of(config, place.partitions()):
+            step.run(lake=place, config=config, partition=key)
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +75,9 @@ def trained(small_lake, tmp_path_factory) -> tuple[Path, Path]:
     """(lake, run) with extract, features and train done; treat as read-only, or copy it."""
     lake = tmp_path_factory.mktemp("trained") / "lake"
     shutil.copytree(small_lake, lake)
-    run = start_run(lake, lake.parent / "runs")
-    for step in ("extract", "features", "train"):
-        code, _, errors = spira_train(step, "--run", run, "--lake", lake)
-        assert code == 0, errors
+    run, config = start_run(lake, lake.parent / "runs")
+    prepare(lake, config)
+    train.run(run=run, lake=Lake(str(lake)), config=config)
     return lake, run
 
 

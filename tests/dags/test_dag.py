@@ -85,7 +85,7 @@ def test_the_form_is_typed_bounded_and_explained(load):
     for name in params:
         param = params.get_param(name)
         assert param.description, name
-        assert param.schema["section"], name
+        assert ("section" in param.schema) == ("." in name), name
         param.resolve()  # the default is valid
     epochs = params.get_param("train.epochs")
     assert epochs.value is None  # as the preset says

@@ -1,41 +1,66 @@
 """Training: seeded, resumable to the same bytes, label-blind, honest about what it cannot do."""
 
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
 import time
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SPIRA_TRAIN, spira_train, start_run
+from conftest import prepare, start_run
 
 from spira_train import config as configuration
+from spira_train import extract, featurise, train
 from spira_train.dataset import Dataset, window_of
-from spira_train.outcome import BadInput
-from spira_train.store import digest_folder
+from spira_train.outcome import BadInput, NothingToDo
+from spira_train.store import Lake, digest_folder
 from spira_train.tracking import Tracker
-from spira_train.train import _batches, choose_device, fit, noam
 
 CONFIG = configuration.resolve(configuration.preset_files("fast"), {"partition": "2026-11-03"})
+# Children with torch already imported, so that a kill hits the work and not the start of the interpreter.
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["spira_train.train", "spira_train.extract", "spira_train.featurise"])
+
+
+def fit(lake: Path, run: Path, config, mlflow: str | None = None) -> dict:
+    return train.run(run=run, lake=Lake(str(lake)), config=config, mlflow=mlflow)
+
+
+def one_partition(step: str, lake: Path, config, key: str) -> None:
+    {"extract": extract, "features": featurise}[step].run(lake=Lake(str(lake)), config=config, partition=key)
+
+
+def kill_after(seconds: float, target, *arguments, begun=lambda: True) -> None:
+    """Run `target` in a process of its own and SIGKILL it so many seconds after its work has `begun`."""
+    process = SERVER.Process(target=target, args=arguments)
+    process.start()
+    while process.is_alive() and not begun():
+        time.sleep(0.005)
+    time.sleep(seconds)
+    with suppress(ProcessLookupError):  # it was quicker
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 @pytest.mark.parametrize(("step", "factor"), [(1, 0.001), (1000, 1.0), (10_000, 1000**0.5 / 10_000**0.5)])
 def test_noam_curve(step, factor):
-    assert noam(step, 1000) == pytest.approx(factor)
+    assert train.noam(step, 1000) == pytest.approx(factor)
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(trained, tmp_path):
     lake, run = trained
-    again = start_run(lake, tmp_path)
-    other = start_run(lake, tmp_path, seed=43)
-    assert spira_train("train", "--run", again, "--lake", lake)[0] == 0
+    again, config = start_run(lake, tmp_path)
+    fit(lake, again, config)
     assert digest_folder(again / "train") == digest_folder(run / "train")
-    assert spira_train("features", "--run", other, "--lake", lake)[0] == 0
-    assert spira_train("train", "--run", other, "--lake", lake)[0] == 0
+    other, config = start_run(lake, tmp_path, seed=43)
+    prepare(lake, config)
+    fit(lake, other, config)
     theirs, ours = digest_folder(other / "train"), digest_folder(run / "train")
     assert theirs["model.safetensors"] != ours["model.safetensors"]
 
@@ -43,51 +68,64 @@ def test_same_seed_same_bytes_other_seed_other_bytes(trained, tmp_path):
 def test_second_training_is_not_done(trained):
     lake, run = trained
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (run / "train").iterdir()}
-    code, line, _ = spira_train("train", "--run", run, "--lake", lake)
-    assert (code, line["cached"]) == (0, True)
+    assert fit(lake, run, configuration.load(run))["cached"] is True
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (run / "train").iterdir()} == before
 
 
-def test_killed_training_ends_in_the_same_bytes(trained, tmp_path):
+@pytest.mark.slow
+def test_killed_training_ends_in_the_same_bytes(trained, tmp_path, capsys):
     """SIGKILL at random moments, again and again, then let it finish."""
     lake, _ = trained
-    whole = start_run(lake, tmp_path / "whole", train__epochs=8, train__patience=0)
-    torn = start_run(lake, tmp_path / "torn", train__epochs=8, train__patience=0)
-    assert spira_train("train", "--run", whole, "--lake", lake)[0] == 0
-    luck, kills, resumed = random.Random(7), 0, False  # noqa: S311
-    while kills < 6:
-        process = subprocess.Popen(
-            [SPIRA_TRAIN, "train", "--run", torn, "--lake", lake],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stderr
-        first = process.stderr.readline()  # the first line comes once training is under way
-        resumed = resumed or "taking up after epoch" in first
-        time.sleep(luck.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-        assert not (torn / "train" / "model.safetensors").exists() or (torn / "train" / "report.json").exists()
-    assert resumed
-    assert spira_train("train", "--run", torn, "--lake", lake)[0] == 0
+    whole, config = start_run(lake, tmp_path / "whole", train__epochs=40)
+    torn, _ = start_run(lake, tmp_path / "torn", train__epochs=40)
+    fit(lake, whole, config)
+    luck, seen = random.Random(7), set()
+
+    def advanced() -> bool:
+        now = {file.read_bytes() for file in (torn / "checkpoint").glob("*.safetensors")}
+        return bool(now - seen)
+
+    for _ in range(5):
+        kill_after(luck.uniform(0, 0.1), fit, lake, torn, config, begun=advanced)
+        seen |= {file.read_bytes() for file in (torn / "checkpoint").glob("*.safetensors")}
+        assert not (torn / "train").exists()
+    assert len(seen) == 5
+    fit(lake, torn, config)
+    assert "taking up after epoch" in capsys.readouterr().err
     assert digest_folder(torn / "train") == digest_folder(whole / "train")
     assert sorted(p.name for p in torn.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["extract", "features"])
+def test_killed_step_ends_in_the_same_bytes(small_lake, tmp_path, step):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    _, config = start_run(whole, tmp_path / "runs")
+    for lake in (whole, torn):
+        shutil.copytree(small_lake, lake)
+        if step == "features":
+            for key in window_of(config, Lake(str(lake)).partitions()):
+                one_partition("extract", lake, config, key)
+    prepare(whole, config)
+    luck = random.Random(step)
+    for key in window_of(config, Lake(str(torn)).partitions()):
+        for _ in range(4):
+            kill_after(luck.uniform(0.05, 0.6), one_partition, step, torn, config, key)
+            for report in torn.rglob("report.json"):
+                if not any(part.startswith(".") for part in report.relative_to(torn).parts):
+                    assert digest_folder(report.parent) == json.loads(report.read_text())["outputs"]
+        one_partition(step, torn, config, key)
+    areas = ("audio", "quarantine") if step == "extract" else ("audio", "quarantine", "features")
+    assert [digest_folder(torn / area) for area in areas] == [digest_folder(whole / area) for area in areas]
+
+
 def test_older_partition_leaves_training_to_the_newest(trained, tmp_path):
     lake, _ = trained
-    older = start_run(lake, tmp_path, partition="2026-11-02")
-    code, line, _ = spira_train("train", "--run", older, "--lake", lake)
-    assert (code, line["outcome"]) == (99, "nothing_to_do")
-    assert "2026-11-03 has landed" in line["message"]
-    each = start_run(lake, tmp_path, partition="2026-11-02", train_each="true")
-    assert spira_train("train", "--run", each, "--lake", lake)[0] == 0
-    assert json.loads((each / "train" / "report.json").read_text())["summary"]["partitions"] == [
-        "2026-11-01",
-        "2026-11-02",
-    ]
+    older, config = start_run(lake, tmp_path, partition="2026-11-02")
+    with pytest.raises(NothingToDo, match="partition 2026-11-03 has landed since"):
+        fit(lake, older, config)
+    each, config = start_run(lake, tmp_path, partition="2026-11-02", train_each=True)
+    assert fit(lake, each, config)["summary"]["partitions"] == ["2026-11-01", "2026-11-02"]
 
 
 def test_history_is_bounded_by_days():
@@ -101,11 +139,11 @@ def test_history_is_bounded_by_days():
 
 def test_gpu_that_is_not_there_is_told():
     if torch.cuda.is_available():
-        assert choose_device("auto").type == "cuda"
+        assert train.choose_device("auto").type == "cuda"
     else:
-        assert choose_device("auto").type == "cpu"
+        assert train.choose_device("auto").type == "cpu"
         with pytest.raises(BadInput, match="torch sees no GPU"):
-            choose_device("cuda")
+            train.choose_device("cuda")
 
 
 def test_diverging_training_says_so(tmp_path):
@@ -114,30 +152,29 @@ def test_diverging_training_says_so(tmp_path):
     variants[0, 3] = np.nan
     data = Dataset(variants, np.arange(9), np.array([0.0, 1.0] * 4, np.float32), [])
     with pytest.raises(BadInput, match=r"diverged: the loss of epoch 1 is nan; lower train\.learning_rate"):
-        fit(data, data, CONFIG, torch.device("cpu"), tmp_path / "checkpoint", Tracker(None, tmp_path, CONFIG))
+        train.fit(data, data, CONFIG, torch.device("cpu"), tmp_path / "checkpoint", Tracker(None, tmp_path, CONFIG))
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"data__min_subjects": 500}, "data.min_subjects asks for 500"),
+        ({"data__min_subjects": 500}, r"data\.min_subjects asks for 500"),
         ({"model__name": "resnet"}, "'resnet' is unknown"),
     ],
 )
 def test_what_cannot_be_trained_is_told(trained, tmp_path, overrides, words):
     lake, _ = trained
-    run = start_run(lake, tmp_path, **overrides)
-    code, line, errors = spira_train("train", "--run", run, "--lake", lake)
-    assert (code, words in line["message"]) == (10, True)
-    assert "Traceback" not in errors
+    run, config = start_run(lake, tmp_path, **overrides)
+    with pytest.raises(BadInput, match=words):
+        fit(lake, run, config)
+    assert not (run / "train").exists()
 
 
-def test_mlflow_that_is_away_does_not_stop_a_training(trained, tmp_path):
+def test_mlflow_that_is_away_does_not_stop_a_training(trained, tmp_path, capsys):
     lake, run = trained
-    again = start_run(lake, tmp_path)
-    code, _, errors = spira_train("train", "--run", again, "--lake", lake, "--mlflow", "http://127.0.0.1:9")
-    assert code == 0
-    assert "MLflow at http://127.0.0.1:9 does not answer" in errors
+    again, config = start_run(lake, tmp_path)
+    fit(lake, again, config, "http://127.0.0.1:9")
+    assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
     assert digest_folder(again / "train") == digest_folder(run / "train")
 
 
@@ -149,7 +186,8 @@ def test_draws_are_blind_to_the_label():
     labels = np.array([0.0, 1.0] * (count // 2), np.float32)
     one = Dataset(variants, np.arange(0, count * 2 + 1, 2), labels, names)
     two = Dataset(variants, one.offsets, 1 - labels, names)
-    for (rows, noise, y), (rows2, noise2, y2) in zip(_batches(one, CONFIG, 3), _batches(two, CONFIG, 3), strict=True):
+    pairs = zip(train.batches(one, CONFIG, 3), train.batches(two, CONFIG, 3), strict=True)
+    for (rows, noise, y), (rows2, noise2, y2) in pairs:
         assert (rows == rows2).all()
         assert (noise == noise2).all()
         assert (y == 1 - y2).all()
@@ -158,43 +196,20 @@ def test_draws_are_blind_to_the_label():
 def test_every_recording_is_seen_once_an_epoch():
     count = 13
     data = Dataset(np.zeros((1, count, 1, 1), np.float32), np.arange(count + 1), np.zeros(count, np.float32), [])
-    seen = np.concatenate([rows for rows, _, _ in _batches(data, CONFIG, 1)])
+    seen = np.concatenate([rows for rows, _, _ in train.batches(data, CONFIG, 1)])
     assert sorted(seen.tolist()) == list(range(count))
 
 
-@pytest.mark.parametrize("step", ["extract", "features"])
-def test_killed_step_ends_in_the_same_bytes(small_lake, tmp_path, step):
-    lakes = []
-    luck = random.Random(step)  # noqa: S311
-    for name in ("whole", "torn"):
-        lake = tmp_path / name
-        shutil.copytree(small_lake, lake)
-        run = start_run(lake, tmp_path / f"{name}-runs")
-        if step == "features":
-            assert spira_train("extract", "--run", run, "--lake", lake)[0] == 0
-        lakes.append((lake, run))
-    (whole, whole_run), (torn, torn_run) = lakes
-    assert spira_train(step, "--run", whole_run, "--lake", whole)[0] == 0
-    for _ in range(5):
-        process = subprocess.Popen(
-            [SPIRA_TRAIN, step, "--run", torn_run, "--lake", torn], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        time.sleep(luck.uniform(1.0, 4.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for report in Path(torn).rglob("report.json"):
-            outputs = json.loads(report.read_text())["outputs"]
-            if not any(part.startswith(".") for part in report.relative_to(torn).parts):
-                assert digest_folder(report.parent) == outputs
-    assert spira_train(step, "--run", torn_run, "--lake", torn)[0] == 0
-    assert _visible(torn) == _visible(whole)
+def test_time_stands_still_where_it_is_masked():
+    windows = torch.arange(50.0)[None, None, :, None].repeat(2, 1, 1, 3)
+    train.hold(windows, 3, 10, np.random.default_rng(0))
+    held = windows[0, 0, :, 0]
+    assert not torch.equal(held, torch.arange(50.0))
+    assert set(held.tolist()) <= set(range(50))
+    assert (held.diff() >= 0).all() or (held <= torch.arange(50.0)).all()
 
 
-def _visible(lake: Path) -> dict[str, str]:
-    return {k: v for k, v in digest_folder(lake).items() if not k.endswith("report.json")}
-
-
-def test_disk_space_is_not_eaten_by_checkpoints(trained):
+def test_checkpoints_do_not_stay(trained):
     _, run = trained
     assert [p.name for p in run.rglob("*.safetensors")] == ["model.safetensors"]
     assert list((run / "checkpoint").iterdir()) == []

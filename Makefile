@@ -36,12 +36,12 @@ environments:  ## Create the two locked Python environments, side by side
 test: environments  ## Run every test in the environment it belongs to
 	@$(MAKE) --no-print-directory -j2 $(TESTS)
 	$(BIN)/python -m pytest tests --ignore tests/dags
-	$(ORCHESTRATION)/bin/python -m pytest tests/dags
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags --confcutdir tests/dags
 
 test-quick: environments  ## Run the tests that start no service
 	@$(MAKE) --no-print-directory -j2 $(TESTS)
 	$(BIN)/python -m pytest tests --ignore tests/dags -m "not slow and not torchserve and not airflow"
-	$(ORCHESTRATION)/bin/python -m pytest tests/dags
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags --confcutdir tests/dags
 
 lint: $(MODEL)/.made-tests  ## Check style and types
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from local.stack import addresses, console, down, login, state, up
 from serve import torchserve
 from spira_train.outcome import StepError
 
-DAYS, SUBJECTS = 5, 32
+DAYS, SUBJECTS = 5, 64
 VOICES: tuple[str, ...] = ()  # other knobs of the simulator
 PRESET = {"preset": "fast"}
 STEPS = ("extract", "features", "train", "validate", "package", "register", "verify")

@@ -9,11 +9,12 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spira_train.outcome import BadInput
 
@@ -172,6 +173,15 @@ class Config(Section):
     decision: DecisionConfig = DecisionConfig()
     # "validate" is a name of pydantic's, so the section is called as the step's noun
     validation: ValidateConfig = ValidateConfig()
+
+    @field_validator("partition")
+    @classmethod
+    def partition_is_a_day(cls, value: str) -> str:
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            raise ValueError("not a day of the calendar; write YYYY-MM-DD") from None
+        return value
 
     def canonical(self) -> str:
         """The configuration as JSON that is the same for the same values."""

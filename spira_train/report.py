@@ -63,7 +63,7 @@ def _figure(draw: Callable[[Axes], None]) -> str:
         figure = Figure(figsize=(4.2, 3.1), layout="constrained")
         draw(figure.subplots())
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
 

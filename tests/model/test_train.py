@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import prepare, start_run
+from pipeline import prepare, start_run
 
 from spira_train import config as configuration
 from spira_train import extract, featurise, train

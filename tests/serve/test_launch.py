@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Running, running
 from runs import archive_of, packaged, wav
+from servers import Running, running
 
 from serve import launch
 from serve import torchserve as ts

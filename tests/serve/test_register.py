@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Running
 from runs import archive_of, free_ports, packaged, wav
+from servers import Running
 
 from serve import torchserve as ts
 from serve.torchserve import Server

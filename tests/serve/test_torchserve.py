@@ -10,8 +10,8 @@ from zipfile import ZipFile
 
 import pytest
 import requests
-from conftest import Running
 from runs import archive_of, free_ports, packaged, wav
+from servers import Running
 
 from serve import torchserve as ts
 from serve.torchserve import Server

@@ -192,7 +192,7 @@ def _show_serving(stack: Mapping[str, Any], lake: Path, run: Path) -> None:
     expected = json.loads((run / "register/report.json").read_text())["summary"]["champion"]
     _demand(version == expected, f"TorchServe serves {version}, but the champion is {expected}")
     console.print(f"[bold]served[/] {server.name} {version}\n")
-    for label, who in ((1, "a patient"), (0, "a control")):
+    for label, who in ((1, "the median patient"), (0, "the median control")):
         answer = torchserve.predict(server, _recording(lake, run, label))
         _demand(answer.ok, f"the inference API refused {who}'s recording: {answer.status_code} {answer.text[:200]}")
         said = answer.json()
@@ -200,11 +200,12 @@ def _show_serving(stack: Mapping[str, Any], lake: Path, run: Path) -> None:
 
 
 def _recording(lake: Path, run: Path, label: int) -> bytes:
-    """A recording of the frozen test set."""
+    """The test recording with the median probability of its class: neither the best nor the worst."""
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(run / "validate/predictions.parquet").to_pylist()
-    row = next(row for row in rows if row["label"] == label)
+    ranked = sorted((row for row in rows if row["label"] == label), key=lambda row: row["clean"])
+    row = ranked[len(ranked) // 2]
     return (lake / "audio" / row["partition"] / f"{row['recording']}.flac").read_bytes()
 
 

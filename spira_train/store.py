@@ -108,12 +108,13 @@ def publish(fs: fsspec.AbstractFileSystem, destination: str) -> Iterator[Path]:
     name = destination.rpartition("/")[2]
     with disk_errors(destination):
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent, name)
         staging = parent / f".{name}.{uuid.uuid4().hex[:12]}.partial"
-        staging.mkdir()
-        # The lock says that the writer lives; the kernel drops it with the process.
-        lock = os.open(staging, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(parent):
+            _sweep(parent, name)
+            staging.mkdir()
+            # The lock says that the writer lives; the kernel drops it with the process.
+            lock = os.open(staging, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         with disk_errors(destination):
             yield staging
@@ -186,10 +187,23 @@ def digest_folder(folder: Path) -> dict[str, str]:
 def _swap(staging: Path, destination: Path) -> None:
     _sync(staging)
     retired = staging.with_suffix(".old")
-    if destination.exists():
-        destination.rename(retired)
-    staging.rename(destination)
-    shutil.rmtree(retired, ignore_errors=True)
+    # Two runs may publish the same partition at once: one after the other, then; the bytes are the same.
+    with _alone(destination.parent):
+        if destination.exists():
+            destination.rename(retired)
+        staging.rename(destination)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the door of a folder: whoever else publishes there waits."""
+    door = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(door)
 
 
 def _sync(folder: Path) -> None:

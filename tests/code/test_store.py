@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -115,3 +116,17 @@ def test_no_lake_and_empty_lake_are_told(tmp_path):
         Lake(str(tmp_path / "none")).check()
     with pytest.raises(BadInput, match=r"empty; recordings are expected under landing/YYYY-MM-DD"):
         Lake(str(tmp_path)).check()
+
+
+def test_many_writers_of_one_folder_end_with_one_whole_folder(tmp_path):
+    fs, destination = local_lake(tmp_path / "result")
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            with publish(fs, destination) as folder:
+                fill(folder, str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert read_report(fs, destination)["fingerprint"] == (tmp_path / "result" / "sub" / "data").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]

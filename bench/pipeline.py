@@ -23,7 +23,7 @@ from local import stack
 from serve.torchserve import Server
 from spira_train import config as configuration
 from spira_train import extract, featurise, package, register, simulate, train, validate
-from spira_train.store import Lake
+from spira_train.store import Lake, write_atomic
 
 
 def main() -> None:
@@ -61,6 +61,7 @@ def measure(folder: Path, subjects: int, days: int, epochs: int) -> list[tuple[s
     keys = lake.partitions()
     overrides = {"partition": keys[-1], "train.epochs": epochs, "train.patience": 0, "data.min_subjects": 1}
     config = configuration.resolve(configuration.preset_files("fast"), overrides)
+    write_atomic(run / "config.json", config.canonical().encode())
 
     def each(step: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
         return [step(lake=lake, config=config, partition=key) for key in keys]

@@ -11,7 +11,7 @@ night at 03:00 UTC the day before is processed.
 | `extract` | checks the recordings, brings them to 16 kHz mono, lists what it refuses | *skipped*: no data that day |
 | `features` | MFCC windows, clean and with ward noise | |
 | `train` | trains on this and all earlier days | *skipped*: a newer day has landed and trains for all |
-| `validate` | measures on the frozen test set, against the champion, and asks the gate | |
+| `validate` | measures on the frozen test set, clean and in ward noise, and asks the gate | |
 | `verdict` | the gate blessed the model: go on; or it did not: `refused` | |
 | `package` | builds the archive and tries it in a sandbox model server | fails when the sandbox refuses |
 | `approve` | waits for a human, only where the param `approve` is set | a rejection skips what follows |
@@ -92,7 +92,10 @@ def verdict(ti=None):
 @task(retries=0)
 def refused(ti=None):
     """The run's way of saying it: the gate refused the model, and the champion goes on serving."""
-    raise AirflowFailException(ti.xcom_pull("validate")["message"])
+    result = ti.xcom_pull("validate")
+    print("The gate refused this model, so the champion goes on serving. Its reasons:")
+    print(*(f"- {reason}" for reason in result["summary"]["reasons"]), f"Report: {result['report_page']}", sep="\n")
+    raise AirflowFailException(result["message"])
 
 
 class Approval(ApprovalOperator):

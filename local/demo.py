@@ -139,7 +139,7 @@ def _look(airflow: Airflow, backfill: int, runs: dict[str, dict[str, Any]]) -> N
         tasks = {name: task["state"] for name, task in airflow.tasks(run["dag_run_id"]).items()}
         if not console.is_terminal:
             for name, now in tasks.items():
-                if now != known["tasks"].get(name) and now in ("success", "failed", "skipped", "up_for_retry"):
+                if now != known["tasks"].get(name) and now in ("success", "failed", "up_for_retry"):
                     console.print(f"{day} {name}: {now}", style="dim")
         runs[day] = run | {"tasks": tasks}
 

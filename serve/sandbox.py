@@ -1,5 +1,7 @@
 """Try an archive in a TorchServe of its own, of the same version and settings, before anybody else may meet it."""
 
+import ctypes
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from spira_train.store import digest_file
 START_SECONDS = 90.0
 # Each must get a 4xx: nothing at all, no sound, JSON without a recording, a WAV file without its samples.
 BROKEN = (b"", b"no sound at all", b'{"audio": 1}', b"RIFF\x24\0\0\0WAVEfmt ")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PORTS = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
 
 
@@ -34,7 +37,7 @@ def bless(archive: Path, version: str, golden: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "serve.launch", "--store", str(root / "models"), "--home", str(root / "home")]
         command += [part for api, port in ports.items() for part in (f"--{api}", str(port))]
         with (root / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
         try:
             _wait(server, process, root / "log")
             return _examine(server, archive, version, golden, root / "models")
@@ -45,6 +48,11 @@ def bless(archive: Path, version: str, golden: Path) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the packaging step dies, however it dies; it outlives the exec of Java."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _examine(server: Server, archive: Path, version: str, golden: Path, store: Path) -> dict[str, Any]:

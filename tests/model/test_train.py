@@ -1,19 +1,14 @@
 """Training: seeded, resumable to the same bytes, label-blind, honest about what it cannot do."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import time
-from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pipeline import prepare, start_run
+from pipeline import SERVER, kill_after, prepare, start_run
 
 from spira_train import config as configuration
 from spira_train import extract, featurise, train
@@ -23,8 +18,6 @@ from spira_train.store import Lake, digest_folder
 from spira_train.tracking import Tracker
 
 CONFIG = configuration.resolve(configuration.preset_files("fast"), {"partition": "2026-11-03"})
-# Children with torch already imported, so that a kill hits the work and not the start of the interpreter.
-SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["spira_train.train", "spira_train.extract", "spira_train.featurise"])
 
 
@@ -34,18 +27,6 @@ def fit(lake: Path, run: Path, config, mlflow: str | None = None) -> dict:
 
 def one_partition(step: str, lake: Path, config, key: str) -> None:
     {"extract": extract, "features": featurise}[step].run(lake=Lake(str(lake)), config=config, partition=key)
-
-
-def kill_after(seconds: float, target, *arguments, begun=lambda: True) -> None:
-    """Run `target` in a process of its own and SIGKILL it so many seconds after its work has `begun`."""
-    process = SERVER.Process(target=target, args=arguments)
-    process.start()
-    while process.is_alive() and not begun():
-        time.sleep(0.005)
-    time.sleep(seconds)
-    with suppress(ProcessLookupError):  # it was quicker
-        os.kill(process.pid, signal.SIGKILL)
-    process.join()
 
 
 @pytest.mark.parametrize(("step", "factor"), [(1, 0.001), (1000, 1.0), (10_000, 1000**0.5 / 10_000**0.5)])

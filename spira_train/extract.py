@@ -75,8 +75,14 @@ def run(*, lake: Lake, config: Config, partition: str) -> dict[str, Any]:
         pq.write_table(manifest.table(accepted), folder / manifest.NAME)
         return summary
 
-    _refused_before(lake, partition, identity)
-    return perform("extract", identity, lake.fs, lake.path("audio", partition), work, inputs)
+    try:
+        _refused_before(lake, partition, identity)
+        return perform("extract", identity, lake.fs, lake.path("audio", partition), work, inputs)
+    except BadInput:
+        # What an earlier delivery of this day gave must not be trained on now that the day is refused.
+        if lake.exists("audio", partition):
+            lake.fs.rm(lake.path("audio", partition), recursive=True)
+        raise
 
 
 def judge(

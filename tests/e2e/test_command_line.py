@@ -122,6 +122,19 @@ def test_two_subjects_only(command, lake, tmp_path):
     assert json.loads((lake / "quarantine/2026-11-03/report.json").read_text())
 
 
+def test_day_that_is_refused_now_is_not_trained_on_for_what_it_was(command, lake, tmp_path):
+    run = setup(command, lake, tmp_path / "runs")[1]["run"]
+    assert command("extract", "--run", run, "--lake", lake)[0] == 0
+    assert (lake / "audio" / "2026-11-02").exists()
+    file = lake / "landing" / "2026-11-02" / "metadata.csv"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(True)[:3]))
+    code, _, errors = command("extract", "--run", run, "--lake", lake)
+    assert (code, "leaving out 2026-11-02" in errors) == (0, True)
+    assert not (lake / "audio" / "2026-11-02").exists()
+    assert command("features", "--run", run, "--lake", lake)[0] == 0
+    assert sorted(p.name for p in (lake / "features").iterdir()) == ["2026-11-01", "2026-11-03"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

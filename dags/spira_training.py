@@ -113,7 +113,9 @@ with DAG(
     "spira_training",
     description="From the recordings of a day to a model that has earned to be served",
     doc_md=__doc__,
-    schedule=CronPartitionTimetable("0 3 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
+    schedule=CronPartitionTimetable(
+        "0 3 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d", run_immediately=True
+    ),
     catchup=False,
     max_active_runs=1,
     params=OWN | {name: field(name, spec) for name, spec in FORM["fields"].items()},

@@ -1,4 +1,4 @@
-"""One step of `spira-train` as one Airflow task: where it runs, and what its exit code means to Airflow.
+"""One step of `spira-train` as one Airflow task: where it runs, and what it may touch.
 
 `SPIRA_RUNTIME` chooses: `docker` runs each step in a container of `SPIRA_IMAGE`, `process` runs the same command
 line (`SPIRA_TRAIN`) in the model environment of this machine. The DAG reads the same for both.
@@ -6,35 +6,56 @@ line (`SPIRA_TRAIN`) in the model environment of this machine. The DAG reads the
 All settings are environment variables of the Airflow services; `settings` lists them with their defaults.
 """
 
-import ctypes
 import os
 import re
-import shlex
-import signal
-import subprocess
-import threading
-from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from airflow.providers.docker.exceptions import DockerContainerFailedException
-from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
-from docker.types import DeviceRequest, Mount
-from step_outcome import Exit, facts, settle
+from container_step import ContainerStep
+from docker.types import Mount
+from process_step import ProcessStep
 
-TAIL = 50  # lines kept to look for the last line of JSON: a library may still mutter on stderr after it
-STOP_SECONDS = 10.0
-GIB = 1 << 30
+DEFAULTS = {
+    "owner": "spira",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=2),
+}
 
 # What a step is told of its surroundings. Nothing else of the worker's environment reaches it: no Airflow secrets.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
-PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models"}
+PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models", "SPIRA_KEYS": "/keys"}
 PROCESS_ONLY = ("SPIRA_KEYS", "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
+Right = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the container of a step may touch: places (`read` or `write`), and whether it may use the network."""
+
+    lake: Right | None = None
+    runs: Right | None = "write"
+    models: Right | None = None
+    keys: Right | None = None
+    network: bool = False
+
+
+REACH = {
+    "setup": Reach(lake="read"),
+    "extract": Reach(lake="write", runs="read"),
+    "features": Reach(lake="write", runs="read"),
+    "train": Reach(lake="read", network=True),  # MLflow's live curves
+    "validate": Reach(lake="read"),
+    "package": Reach(),  # its sandbox listens on the container's own loopback
+    "register": Reach(models="write", keys="read", network=True),
+    "verify": Reach(keys="read", network=True),
+}
 
 
 def step(
@@ -58,52 +79,56 @@ def step(
         kwargs["pool"] = "gpu"
     shared = {"task_id": task_id, "words": list(words), "refusal_is_result": refusal_is_result, "tell": tell} | kwargs
     if chosen["runtime"] == "process":
-        environment = {name: os.environ[name] for name in (*PLACES, *ADDRESSES, *PROCESS_ONLY) if name in os.environ}
+        places = (name for name in PLACES if name != "SPIRA_KEYS")
+        environment = {name: os.environ[name] for name in (*places, *ADDRESSES, *PROCESS_ONLY) if name in os.environ}
         # Airflow's own environment comes first on the worker's path; a step must find its own.
         environment["PATH"] = f"{Path(chosen['executable']).parent}:{environment.get('PATH', '/usr/bin:/bin')}"
         return ProcessStep(executable=chosen["executable"], environment=environment, **shared)
+    reach = REACH[words[0]]
     return ContainerStep(
         image=chosen["image"],
-        environment={**PLACES, "SPIRA_KEYS": "/keys/key_file.json"}
-        | {name: os.environ[name] for name in ADDRESSES if name in os.environ},
-        mounts=[
-            *(Mount(target, chosen["volumes"][name], "volume") for name, target in PLACES.items()),
-            Mount("/keys", chosen["volumes"]["SPIRA_KEYS"], "volume", read_only=True),
-        ],
+        environment=_told(reach),
+        mounts=list(_mounts(reach, chosen["volumes"])),
         user=chosen["user"],
-        network_mode=chosen["network"],
+        network_mode=chosen["network"] if reach.network else "none",
         mem_limit=chosen["memory"],
-        shm_size=GIB,  # docker's 64 MB kill DataLoader workers
-        device_requests=[_devices(chosen["gpus"])] if granted else None,
-        auto_remove="force",
-        mount_tmp_dir=False,
-        xcom_all=True,
+        cpus=chosen["cpus"],
+        stack=chosen["stack"],
+        gpus=chosen["gpus"] if granted else "none",
         **shared,
     )
 
 
 def settings(env: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of the runtime from the environment, checked; raises `ValueError` naming the variable."""
+    """The settings of the runtime from the environment, checked; raises `ValueError` naming the variable.
+
+    A place (`SPIRA_LAKE_VOLUME`, ...) is a named volume of the engine, or a folder of its host: never a path of the
+    machine, or the container, that Airflow itself runs in.
+    """
     runtime, gpus = env.get("SPIRA_RUNTIME", "docker"), env.get("SPIRA_GPUS", "none") or "none"
+    user, memory, cpus = env.get("SPIRA_USER", "10001:10001"), env.get("SPIRA_MEMORY", "8g"), env.get("SPIRA_CPUS", "2")
     if runtime not in ("docker", "process"):
         raise ValueError(f"SPIRA_RUNTIME is {runtime!r}; allowed: docker, process")
-    if gpus not in ("none", "all") and not (gpus.isdigit() and int(gpus) > 0):
-        raise ValueError(f"SPIRA_GPUS is {gpus!r}; allowed: none, all, or how many")
+    if gpus not in ("none", "auto", "all") and not (gpus.isdigit() and int(gpus) > 0):
+        raise ValueError(f"SPIRA_GPUS is {gpus!r}; allowed: none, auto, all, or how many")
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):
+        raise ValueError(f"SPIRA_USER is {user!r}; allowed: uid:gid in numbers, neither of them root's 0")
+    if not re.fullmatch(r"[1-9]\d*[bkmg]?", memory):
+        raise ValueError(f"SPIRA_MEMORY is {memory!r}; allowed: a number with k, m or g, such as 8g")
+    if not re.fullmatch(r"\d+(\.\d+)?", cpus) or float(cpus) <= 0:
+        raise ValueError(f"SPIRA_CPUS is {cpus!r}; allowed: how many, such as 2 or 1.5")
     return {
         "runtime": runtime,
         "gpus": gpus,
         "executable": env.get("SPIRA_TRAIN", "spira-train"),
         "image": env.get("SPIRA_IMAGE", "spira_train:latest"),
-        "user": env.get("SPIRA_USER", "10001:10001"),
-        "network": env.get("SPIRA_NETWORK", "spira"),
-        "memory": env.get("SPIRA_MEMORY", "8g"),
-        "volumes": {n: env.get(f"{n}_VOLUME", n.lower().replace("_", "-")) for n in (*PLACES, "SPIRA_KEYS")},
+        "user": user,
+        "network": env.get("SPIRA_NETWORK", "spira-steps"),
+        "memory": memory,
+        "cpus": float(cpus),
+        "stack": env.get("SPIRA_STACK_NAME", "spira"),
+        "volumes": {name: env.get(f"{name}_VOLUME", name.lower().replace("_", "-")) for name in PLACES},
     }
-
-
-def spread(words: Iterable[str]) -> list[str]:
-    """The rendered words, one a line: a template may render to several words, or to none."""
-    return [line for word in words for line in word.splitlines() if line]
 
 
 def partition_of(params: Mapping[str, Any], partition_key: str | None) -> str:
@@ -116,145 +141,26 @@ def partition_of(params: Mapping[str, Any], partition_key: str | None) -> str:
     return str(chosen)
 
 
-def announce(task: BaseOperator, context: Any, result: Mapping[str, Any], tell: Iterable[str]) -> None:
-    """Publish the task's outlet assets with the step's own facts, and those of `tell` under their names."""
-    partition = context["params"].get("partition")
-    for asset in task.outlets:
-        event = context["outlet_events"][asset]
-        event.extra = facts(result) | {name: facts(context["ti"].xcom_pull(name)) for name in tell}
-        if partition:  # else Airflow stamps the run's own partition key on the event
-            event.add_partitions(partition)
+def _rights(reach: Reach) -> dict[str, Right]:
+    """Place -> what the step may do there."""
+    rights = {name: getattr(reach, name.removeprefix("SPIRA_").lower()) for name in PLACES}
+    return {name: right for name, right in rights.items() if right}
 
 
-class ProcessStep(BaseOperator):
-    """Runs `spira-train` as a process of this machine, in the model environment."""
-
-    template_fields = ("words", "environment")
-    template_fields_renderers = {"words": "py"}  # noqa: RUF012
-    custom_operator_name = "spira-train · process"
-    ui_color = "#d7efe3"
-
-    def __init__(
-        self,
-        *,
-        words: list[str],
-        executable: str,
-        environment: dict[str, str],
-        refusal_is_result: bool,
-        tell: tuple[str, ...],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.words = words
-        self.executable = executable
-        self.environment = environment
-        self.refusal_is_result = refusal_is_result
-        self.tell = tell
-        self._process: subprocess.Popen[str] | None = None
-
-    def execute(self, context: Any) -> dict[str, Any]:
-        command = [self.executable, *spread(self.words)]
-        self.log.info("%s", shlex.join(command))
-        try:
-            process = subprocess.Popen(
-                command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # a process group of its own, to be stopped as a whole
-                preexec_fn=_die_with_parent,
-            )
-        except OSError as error:
-            raise AirflowFailException(f"SPIRA_TRAIN={self.executable}: cannot be run ({error.strerror})") from None
-        self._process = process
-        # What outlives its step would hold the log open for ever.
-        threading.Thread(target=lambda: (process.wait(), _signal(process, signal.SIGKILL)), daemon=True).start()
-        lines: deque[str] = deque(maxlen=TAIL)
-        try:
-            for line in process.stdout or ():
-                lines.append(line.rstrip())
-                self.log.info("%s", lines[-1])
-            code = process.wait()
-        finally:
-            self.on_kill()
-        result = settle(self.task_id, code, lines, self.refusal_is_result)
-        announce(self, context, result, self.tell)
-        return result
-
-    def on_kill(self) -> None:
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        self.log.info("stopping the step")
-        _signal(process, signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
-            process.wait()
+def _told(reach: Reach) -> dict[str, str]:
+    places = {name: PLACES[name] for name in _rights(reach)}
+    if "SPIRA_KEYS" in places:
+        places["SPIRA_KEYS"] += "/key_file.json"
+    return places | {name: os.environ[name] for name in ADDRESSES if reach.network and name in os.environ}
 
 
-class ContainerStep(DockerOperator):
-    """Runs `spira-train` in a container of its own."""
-
-    template_fields = (*DockerOperator.template_fields, "words")
-    custom_operator_name = "spira-train · docker"
-    ui_color = "#cfe4f7"
-
-    def __init__(self, *, words: list[str], refusal_is_result: bool, tell: tuple[str, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.words = words
-        self.refusal_is_result = refusal_is_result
-        self.tell = tell
-
-    def execute(self, context: Any) -> dict[str, Any]:
-        ti = context["ti"]
-        self.command = ["spira-train", *spread(self.words)]
-        # By these an orphan is found: a SIGKILLed worker leaves its container behind.
-        self.labels = {
-            "spira.dag": ti.dag_id,
-            "spira.run": ti.run_id,
-            "spira.task": ti.task_id,
-            "spira.try": str(ti.try_number),
-        }
-        self.log.info("%s", shlex.join(self.command))
-        try:
-            code, lines = 0, super().execute(context) or []
-        except DockerContainerFailedException as failure:
-            code, lines = _status(failure), failure.logs or []
-        result = settle(self.task_id, code, lines, self.refusal_is_result)
-        announce(self, context, result, self.tell)
-        return result
-
-
-def _status(failure: DockerContainerFailedException) -> int:
-    # The operator keeps the container's exit code only in the text of its exception.
-    found = re.search(r"'StatusCode': (\d+)", str(failure))
-    return int(found[1]) if found else Exit.FAULT
-
-
-def _devices(gpus: str) -> DeviceRequest:
-    return DeviceRequest(count=-1 if gpus == "all" else int(gpus), capabilities=[["gpu"]])
-
-
-def _signal(process: subprocess.Popen[str], number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def _die_with_parent() -> None:
-    # A SIGKILLed worker cannot stop its step; Linux's kernel can (prctl PR_SET_PDEATHSIG).
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-DEFAULTS = {
-    "owner": "spira",
-    "retries": 2,
-    "retry_delay": timedelta(seconds=5),
-    "retry_exponential_backoff": 2.0,
-    "max_retry_delay": timedelta(minutes=2),
-}
+def _mounts(reach: Reach, volumes: Mapping[str, str]) -> list[Mount]:
+    return [
+        Mount(
+            PLACES[name],
+            volumes[name],
+            type="bind" if volumes[name].startswith("/") else "volume",
+            read_only=right == "read",
+        )
+        for name, right in _rights(reach).items()
+    ]

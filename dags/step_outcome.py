@@ -1,4 +1,4 @@
-"""How a step of `spira-train` ended, in Airflow's terms.
+"""The two ends of a step in Airflow's terms: the words it is run with, and how it ended.
 
 Airflow appends this folder to the end of the import path: the module's name must not be that of any package.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 FRAME = ("step", "exit", "outcome", "message")  # keys of every last line; the others are the step's own facts
+TAIL = 50  # lines kept to look for the last line of JSON: a library may still mutter on stderr after it
 
 
 class Exit(IntEnum):
@@ -23,6 +24,18 @@ class Exit(IntEnum):
     REFUSED = 20
     TRY_AGAIN = 75
     NOTHING_TO_DO = 99
+
+
+def spread(words: Iterable[str]) -> list[str]:
+    """The rendered words, one a line: a template may render to several words, or to none."""
+    return [line for word in words for line in word.splitlines() if line]
+
+
+def finish(task: Any, context: Any, code: int, lines: Iterable[str]) -> dict[str, Any]:
+    """Settle the end of `task` (a step with `refusal_is_result` and `tell`) and publish its outlet assets."""
+    result = settle(task.task_id, code, lines, task.refusal_is_result)
+    announce(task, context, result)
+    return result
 
 
 def settle(task_id: str, code: int, lines: Iterable[str], refusal_is_result: bool = False) -> dict[str, Any]:
@@ -49,6 +62,16 @@ def last_result(lines: Iterable[str]) -> dict[str, Any]:
             except ValueError:
                 continue
     return {}
+
+
+def announce(task: Any, context: Any, result: Mapping[str, Any]) -> None:
+    """Publish the task's outlet assets with the step's own facts, and with those of the tasks that `tell` names."""
+    partition = context["params"].get("partition")
+    for asset in task.outlets:
+        event = context["outlet_events"][asset]
+        event.extra = facts(result) | {name: facts(context["ti"].xcom_pull(name)) for name in task.tell}
+        if partition:  # else Airflow stamps the run's own partition key on the event
+            event.add_partitions(partition)
 
 
 def facts(result: Mapping[str, Any]) -> dict[str, Any]:

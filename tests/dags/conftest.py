@@ -1,11 +1,13 @@
 """The DAG is tested in the orchestration environment, without services. `make test` runs these there."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
+MODULES = [file.stem for file in DAGS.glob("*.py")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,11 +27,11 @@ def load(monkeypatch):
     """The DAG as a fresh parse sees it, under the given settings."""
 
     def parse(**settings: str):
-        for name in ("SPIRA_RUNTIME", "SPIRA_GPUS", "SPIRA_TRAIN", "SPIRA_IMAGE", "MLFLOW_TRACKING_URI"):
-            monkeypatch.delenv(name, raising=False)
+        for name in [n for n in os.environ if n.startswith("SPIRA_") or n == "MLFLOW_TRACKING_URI"]:
+            monkeypatch.delenv(name)
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        for module in ("spira_training", "step", "step_outcome"):
+        for module in MODULES:
             monkeypatch.delitem(sys.modules, module, raising=False)
         import spira_training
 

@@ -109,47 +109,83 @@ def test_an_unknown_param_reaches_setup_which_refuses_it(load):
     assert "--set=train.epoch=3" in render(load(), "setup", context({"train.epoch": 3}))
 
 
-def test_container(load):
-    task = load(SPIRA_RUNTIME="docker", SPIRA_GPUS="all", MLFLOW_TRACKING_URI="http://mlflow:5000").get_task("train")
-    assert task.image == "spira_train:latest"
-    assert task.auto_remove == "force"
-    assert not task.mount_tmp_dir
-    assert not task.privileged
-    assert task.user not in (None, "root", "0", "0:0")
-    assert task.mem_limit
-    assert task.shm_size == 1 << 30
-    assert task.device_requests[0]["Capabilities"] == [["gpu"]]
-    assert {m["Target"] for m in task.mounts} == {"/lake", "/runs", "/models", "/keys"}
-    assert {m["Type"] for m in task.mounts} == {"volume"}  # a path would be one of the engine's host
-    assert next(m for m in task.mounts if m["Target"] == "/keys")["ReadOnly"]
-    assert task.environment == {
+def test_what_a_container_may_touch(load):
+    dag = load(SPIRA_RUNTIME="docker", SPIRA_LAKE_VOLUME="/srv/lake", MLFLOW_TRACKING_URI="http://mlflow:5000")
+    train = dag.get_task("train")
+    assert train.environment == {
         "SPIRA_LAKE": "/lake",
         "SPIRA_RUNS": "/runs",
-        "SPIRA_MODELS": "/models",
-        "SPIRA_KEYS": "/keys/key_file.json",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
     }
-    extract = load(SPIRA_RUNTIME="docker", SPIRA_GPUS="all").get_task("extract")
-    assert extract.device_requests is None
+    assert touches(train) == {"/lake": ("bind", "/srv/lake", "read"), "/runs": ("volume", "spira-runs", "write")}
+    register = touches(dag.get_task("register"))
+    assert register["/models"] == ("volume", "spira-models", "write")
+    assert register["/keys"] == ("volume", "spira-keys", "read")
+    writers = [t.task_id for t in dag.tasks if touches(t).get("/lake", ("", "", ""))[2] == "write"]
+    assert sorted(writers) == ["extract", "features"]
+    networked = {t.task_id: t.network_mode for t in dag.tasks if getattr(t, "network_mode", "none") != "none"}
+    assert networked == dict.fromkeys(("train", "register", "verify"), "spira-steps")
+    assert [t.task_id for t in dag.tasks if "/keys" in touches(t)] == ["register", "verify"]
 
 
-def test_a_container_is_labelled_and_its_end_is_read(load, monkeypatch):
-    task = load(SPIRA_RUNTIME="docker").get_task("extract")
-    from airflow.providers.docker.exceptions import DockerContainerFailedException
-    from airflow.providers.docker.operators.docker import DockerOperator
+def test_container_limits_and_gpus(load):
+    dag = load(SPIRA_RUNTIME="docker", SPIRA_GPUS="all", SPIRA_CPUS="1.5", SPIRA_MEMORY="3g", SPIRA_IMAGE="sha256:ab")
+    train, extract = dag.get_task("train"), dag.get_task("extract")
+    assert (train.gpus, extract.gpus) == ("all", "none")
+    for task in (train, extract):
+        assert (task.cpus, task.mem_limit, task.image) == (1.5, "3g", "sha256:ab")
+        assert task.user == "10001:10001"
+        assert task.auto_remove == "force"
+        assert not task.mount_tmp_dir
+        assert not task.privileged
+        assert not task.retrieve_output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SPIRA_USER", "root"), ("SPIRA_USER", "0:0"), ("SPIRA_USER", "10001:0"), ("SPIRA_MEMORY", "much"),
+     ("SPIRA_CPUS", "0"), ("SPIRA_CPUS", "all"), ("SPIRA_GPUS", "0")],
+)  # fmt: skip
+def test_wrong_settings_of_a_container_are_named(load, name, value):
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; allowed: "):
+        load(SPIRA_RUNTIME="docker", **{name: value})
+
+
+def test_a_denied_socket_and_a_silent_engine_read_differently(load, tmp_path, monkeypatch):
+    load(SPIRA_RUNTIME="docker")
+    import container_step
     from airflow.sdk.exceptions import AirflowFailException
 
-    def ended(self, context):
-        raise DockerContainerFailedException("Docker container failed: {'StatusCode': 10}", logs=[line(10, "x", "bad")])
+    socket = tmp_path / "docker.sock"
+    socket.touch()
+    monkeypatch.setattr(container_step.os, "access", lambda *_: False)
+    denied = container_step.unreachable(f"unix://{socket}")
+    assert isinstance(denied, AirflowFailException)  # trying again would not help
+    assert "this user may not use the Docker engine" in str(denied)
+    down = container_step.unreachable("tcp://engine-proxy:2375")
+    assert not isinstance(down, AirflowFailException)
+    assert "does not answer; start it" in str(down)
 
-    monkeypatch.setattr(DockerOperator, "execute", ended)
-    task.words = ["extract", "--run", "/runs/x", ""]
-    with pytest.raises(AirflowFailException, match="bad"):
-        run(task, context())
-    assert task.command == ["spira-train", "extract", "--run", "/runs/x"]
-    assert task.labels == {
-        "spira.dag": "spira_training", "spira.run": "backfill__1", "spira.task": "train", "spira.try": "2",
-    }  # fmt: skip
+
+def test_orphans_are_those_whose_task_is_over(load):
+    load(SPIRA_RUNTIME="docker")
+    from datetime import UTC, datetime
+
+    from step_containers import orphans
+
+    now = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+    def container(run: str, task: str, age: int = 600) -> dict:
+        labels = {"spira.dag": "spira_training", "spira.run": run, "spira.task": task}
+        return {"Id": f"{run}/{task}/{age}", "Created": now.timestamp() - age, "Labels": labels}
+
+    states = {"failed": "failed", "done": "success", "retry": "up_for_retry", "runs": "running", "cleared": None}
+    ti = SimpleNamespace(get_task_states=lambda dag_id, run_ids: {r: states for r in run_ids if r == "known"})
+    there = [container("known", task) for task in states] + [
+        container("known", "failed", 5),
+        container("gone", "train"),
+    ]
+    assert [c["Id"] for c in orphans(there, ti, now)] == ["known/failed/600", "known/done/600", "gone/train/600"]
 
 
 @pytest.fixture
@@ -158,7 +194,7 @@ def shell(load, tmp_path):
 
     def make(script: str, **kwargs):
         load(SPIRA_RUNTIME="process")
-        from step import ProcessStep
+        from process_step import ProcessStep
 
         executable = tmp_path / "spira-train"
         executable.write_text(f"#!/bin/sh\n{script}\n")
@@ -235,10 +271,16 @@ def test_assets_carry_the_facts(shell):
 
 
 def render(dag, task_id: str, values: dict) -> list[str]:
-    from step import spread
+    from step_outcome import spread
 
     task = dag.get_task(task_id)
     return spread(task.render_template(task.words, values | dag.user_defined_macros, dag.get_template_env()))
+
+
+def touches(task) -> dict[str, tuple[str, str, str]]:
+    """Target -> (type, source, right) of a container's mounts."""
+    mounts = getattr(task, "mounts", ())
+    return {m["Target"]: (m["Type"], m["Source"], "read" if m["ReadOnly"] else "write") for m in mounts}
 
 
 def run(task, values: dict):

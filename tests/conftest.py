@@ -2,21 +2,18 @@
 
 import io
 import json
-import os
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from no_skips import pytest_runtest_makereport  # noqa: F401 - a hook
 from pipeline import prepare, start_run
 
 from spira_train import simulate, train
 from spira_train.cli import main
 from spira_train.store import Lake
-
-# Markers whose tests may not be skipped, from the environment: CI must not go green on real parts that were not tried.
-NO_SKIPS = set(os.environ.get("SPIRA_NO_SKIPS", "").split())
 
 
 def spira_train(*arguments: object) -> tuple[int, dict, str]:
@@ -56,13 +53,3 @@ def trained(small_lake, tmp_path_factory) -> tuple[Path, Path]:
     prepare(lake, config)
     train.run(run=run, lake=Lake(str(lake)), config=config)
     return lake, run
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    """Turn a skip into a failure where `SPIRA_NO_SKIPS` names one of the test's markers."""
-    report = yield
-    if report.skipped and NO_SKIPS & {mark.name for mark in item.iter_markers()}:
-        report.outcome = "failed"
-        report.longrepr = f"skipped, but SPIRA_NO_SKIPS forbids that: {report.longrepr}"
-    return report

@@ -27,7 +27,7 @@ def engine():
     from docker.errors import DockerException
 
     try:
-        client = APIClient(version="auto")
+        client = APIClient(os.environ.get("DOCKER_HOST"), version="auto")
         client.ping()
     except DockerException as error:
         pytest.skip(f"no Docker engine answers: {error}")

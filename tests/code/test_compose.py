@@ -1,0 +1,261 @@
+"""The stack in containers, as the compose file describes it and `local.compose` prepares it; no engine is needed."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from local import compose
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = ("docker-compose.yaml", "docker-compose.gpu.yaml")
+ONCE = {"places", "airflow-init"}
+PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085"}
+SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy"}
+SERVICES |= {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
+IMAGE = "sha256:" + "0" * 64
+
+
+def resolved(*files: str, **variables: str) -> dict:
+    """What docker-compose makes of the files."""
+    words = next((w for w in (["docker-compose"], ["docker", "compose"]) if shutil.which(w[0])), None)
+    if words is None:
+        pytest.skip("no docker-compose on this machine")
+    words = [*words, *(word for file in files for word in ("-f", file)), "config"]
+    # the engine's address leads nowhere: none may be needed
+    env = {"PATH": os.environ["PATH"], "DOCKER_HOST": "tcp://127.0.0.1:9"} | variables
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not set" not in done.stderr, "every variable has a default"
+    return yaml.safe_load(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def stack() -> dict:
+    """docker-compose.yaml as compose understands it."""
+    return resolved(FILES[0])
+
+
+@pytest.fixture(scope="module")
+def services(stack) -> dict:
+    return stack["services"]
+
+
+def networks(service: dict) -> set[str]:
+    return set(service.get("networks") or ())
+
+
+def published(services: dict) -> dict[str, list[str]]:
+    """Service -> host:port:container of what it publishes, in the short form of 1.29 or the long one of v2."""
+    found = {}
+    for name, service in services.items():
+        for port in service.get("ports", ()):
+            long = isinstance(port, dict)
+            short = f"{port.get('host_ip')}:{port['published']}:{port['target']}" if long else port.split("/")[0]
+            found.setdefault(name, []).append(short)
+    return found
+
+
+def mounts(service: dict) -> dict[str, str]:
+    """Target -> source."""
+    pairs = [
+        (m["target"], m["source"]) if isinstance(m, dict) else tuple(reversed(m.split(":")[:2]))
+        for m in service.get("volumes", ())
+    ]
+    return dict(pairs)
+
+
+def test_services(services):
+    assert set(services) == SERVICES
+
+
+def test_three_ports_on_loopback(services):
+    assert published(services) == {name: [f"127.0.0.1:{port}:{port}"] for name, port in PORTS.items()}
+
+
+def test_ports_and_address_can_be_chosen():
+    chosen = resolved(FILES[0], SPIRA_BIND="10.0.0.1", AIRFLOW_PORT="9001", MLFLOW_PORT="9002", INFERENCE_PORT="9003")
+    found = published(chosen["services"])
+    assert found["airflow-apiserver"] == ["10.0.0.1:9001:8080"]
+    assert found["mlflow"] == ["10.0.0.1:9002:5000"]
+    assert found["torchserve"] == ["10.0.0.1:9003:8085"]
+    settings = chosen["services"]["airflow-scheduler"]["environment"]
+    assert settings["AIRFLOW__API__BASE_URL"] == "http://127.0.0.1:9001"
+    assert settings["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://airflow-apiserver:8080/execution/"
+
+
+def test_the_socket_is_the_proxys_alone(services):
+    holders = {
+        n for n, s in services.items() if any("docker.sock" in place for pair in mounts(s).items() for place in pair)
+    }
+    assert holders == {"engine-proxy"}
+
+
+def test_the_proxy_is_reached_from_the_scheduler_alone(services):
+    assert networks(services["engine-proxy"]) == {"engine"}
+    assert {name for name, service in services.items() if "engine" in networks(service)} == {
+        "engine-proxy",
+        "airflow-scheduler",
+    }
+
+
+def test_steps_reach_the_model_server_and_the_repository_alone(services):
+    assert {name for name, service in services.items() if "steps" in networks(service)} == {"torchserve", "mlflow"}
+    assert networks(services["postgres"]) == {"control"}
+
+
+def test_networks_are_internal_but_the_published_one(stack, services):
+    assert {name for name, network in stack["networks"].items() if not network.get("internal")} == {"published"}
+    assert {name for name, service in services.items() if "published" in networks(service)} == set(PORTS)
+    options = stack["networks"]["published"]["driver_opts"]
+    assert options["com.docker.network.bridge.enable_icc"] == "false"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_hardened(services, name):
+    service = services[name]
+    assert not service.get("privileged")
+    assert not {"cap_add", "devices", "pid", "ipc", "userns_mode"} & set(service)
+    assert service.get("network_mode") in (None, "none")
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+    assert service["init"] is True
+    assert service["pids_limit"] > 0
+    limits = service["deploy"]["resources"]["limits"]
+    assert float(limits["cpus"]) > 0
+    assert limits["memory"]
+    assert service["logging"]["options"]["max-size"]
+    assert service["pull_policy"] == "never"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_comes_back_and_says_how_it_is(services, name):
+    service = services[name]
+    assert service["restart"] == ("no" if name in ONCE else "unless-stopped")
+    assert ("healthcheck" in service) == (name not in ONCE)
+
+
+def test_no_secret_in_an_environment(services):
+    for service in services.values():
+        for name, value in (service.get("environment") or {}).items():
+            assert not re.search(r"PASSWORD|SECRET|TOKEN|FERNET", name), name
+            assert not re.search(r"://[^/]*@", str(value)), name
+
+
+def test_secrets_are_files_that_git_ignores(stack):
+    for secret in stack["secrets"].values():
+        file = Path(secret["file"])
+        assert file.parent == ROOT / "var/secrets"
+        assert subprocess.run(["git", "check-ignore", "-q", str(file)], cwd=ROOT, check=False).returncode == 0
+
+
+def test_each_gets_no_more_secrets_than_it_needs(services):
+    held = {n: {s["source"] if isinstance(s, dict) else s for s in v.get("secrets", ())} for n, v in services.items()}
+    assert held["postgres"] == held["mlflow"] == {"postgres_password"}
+    assert not held["torchserve"] | held["engine-proxy"] | held["places"]
+
+
+def test_the_model_server_cannot_write_its_store(services):
+    mount = next(m for m in services["torchserve"]["volumes"] if "/models" in str(m))
+    assert mount.get("read_only") if isinstance(mount, dict) else mount.endswith(":ro")
+
+
+def test_steps_and_proxy_agree(services):
+    step, proxy = services["airflow-scheduler"]["environment"], services["engine-proxy"]["environment"]
+    assert step["SPIRA_RUNTIME"] == "docker"
+    assert step["DOCKER_HOST"] == "tcp://engine-proxy:2375"
+    assert step["SPIRA_IMAGE"] == proxy["SPIRA_ALLOWED_IMAGES"]
+    assert step["SPIRA_NETWORK"] == proxy["SPIRA_ALLOWED_NETWORKS"]
+    assert step["SPIRA_MEMORY"] == proxy["SPIRA_MAX_MEMORY"]
+    assert step["SPIRA_CPUS"] == proxy["SPIRA_MAX_CPUS"]
+    volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
+    assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [*volumes, step["SPIRA_KEYS_VOLUME"] + ":ro"]
+
+
+def test_step_volumes_exist_under_the_names_that_steps_are_told():
+    chosen = resolved(FILES[0], SPIRA_STACK_NAME="other")
+    told = chosen["services"]["airflow-scheduler"]["environment"]
+    names = {volume["name"] for volume in chosen["volumes"].values()}
+    assert {value for name, value in told.items() if name.endswith("_VOLUME")} <= names
+    assert told["SPIRA_NETWORK"] == chosen["networks"]["steps"]["name"] == "other-steps"
+    assert all(name.startswith("other-") for name in names)
+    assert told["SPIRA_STACK_NAME"] == "other"
+
+
+def test_the_scheduler_and_the_dag_processor_read_the_same(services):
+    scheduler, processor = (dict(services[f"airflow-{n}"]["environment"]) for n in ("scheduler", "dag-processor"))
+    scheduler.pop("DOCKER_HOST")
+    assert scheduler == processor
+
+
+def test_no_gpu_unless_granted(services):
+    assert services["engine-proxy"]["environment"]["SPIRA_ALLOW_GPU"] == "false"
+    assert services["airflow-scheduler"]["environment"]["SPIRA_GPUS"] == "none"
+
+
+@pytest.mark.parametrize(("asked", "granted"), [({}, "all"), ({"SPIRA_GPUS": "1"}, "1")])
+def test_gpu_overlay(services, asked, granted):
+    chosen = resolved(*FILES, **asked)["services"]
+    assert chosen["engine-proxy"]["environment"]["SPIRA_ALLOW_GPU"] == "true"
+    for name in ("airflow-scheduler", "airflow-dag-processor"):
+        assert chosen[name]["environment"]["SPIRA_GPUS"] == granted
+    assert published(chosen) == published(services)
+
+
+def test_settings(tmp_path):
+    socket = tmp_path / "docker.sock"
+    socket.touch()
+    env = {"SPIRA_STACK_NAME": "try", "SPIRA_MEMORY": "4g", "UNRELATED": "x"}
+    chosen = compose.settings(env, {"SPIRA_TRAIN_IMAGE": IMAGE}, socket, tmp_path)
+    assert chosen == {
+        "COMPOSE_PROJECT_NAME": "try",
+        "COMPOSE_FILE": str(ROOT / FILES[0]),
+        "SPIRA_STACK_NAME": "try",
+        "SPIRA_SECRETS": str(tmp_path / "secrets"),
+        "SPIRA_DOCKER_GID": str(socket.stat().st_gid),
+        "SPIRA_ENGINE_SOCKET": str(socket),
+        "SPIRA_TRAIN_IMAGE": IMAGE,
+        "SPIRA_MEMORY": "4g",
+    }
+    assert resolved(FILES[0], **chosen)["services"]["airflow-scheduler"]["environment"]["SPIRA_IMAGE"] == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("asked", "flag", "granted"), [("", True, "all"), ("2", False, "2"), ("none", False, "none"), ("2", True, "2")]
+)
+def test_the_overlay_is_used_where_gpus_are_granted(tmp_path, asked, flag, granted):
+    chosen = compose.settings({"SPIRA_GPUS": asked}, {}, tmp_path, tmp_path, gpu=flag)
+    assert chosen["SPIRA_GPUS"] == granted
+    assert (FILES[1] in chosen["COMPOSE_FILE"]) == (granted != "none")
+
+
+@pytest.mark.parametrize("name", ["Spira", "-x", "a b", "a/b"])
+def test_a_stack_name_that_cannot_be(tmp_path, name):
+    with pytest.raises(SystemExit, match=r"SPIRA_STACK_NAME is .*; allowed: small letters"):
+        compose.settings({"SPIRA_STACK_NAME": name}, {}, tmp_path, tmp_path)
+
+
+def test_secrets_are_made_once(tmp_path, stack):
+    folder = tmp_path / "secrets"
+    assert set(compose.make_secrets(folder)) == set(stack["secrets"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    assert set(before) == set(stack["secrets"])
+    assert len(set(before.values())) == len(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
+    assert len(base64.urlsafe_b64decode(before["airflow_fernet_key"])) == 32
+    assert len(json.loads(before["airflow_passwords.json"])["admin"]) >= 16
+
+    (folder / "airflow_jwt_secret").unlink()
+    assert compose.make_secrets(folder) == ["airflow_jwt_secret"]
+    after = {file.name: file.read_text() for file in folder.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"airflow_jwt_secret"}

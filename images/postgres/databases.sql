@@ -1,0 +1,10 @@
+-- A database and a user of its own for each of our services; safe to run again.
+\set password `cat /run/secrets/postgres_password`
+SELECT format('CREATE ROLE %I LOGIN', name)
+  FROM unnest(ARRAY['airflow', 'mlflow']) AS name
+ WHERE name NOT IN (SELECT rolname FROM pg_roles) \gexec
+SELECT format('ALTER ROLE %I PASSWORD %L', name, :'password') FROM unnest(ARRAY['airflow', 'mlflow']) AS name \gexec
+SELECT format('CREATE DATABASE %I OWNER %I', name, name)
+  FROM unnest(ARRAY['airflow', 'mlflow']) AS name
+ WHERE name NOT IN (SELECT datname FROM pg_database) \gexec
+REVOKE CONNECT ON DATABASE airflow, mlflow FROM PUBLIC;

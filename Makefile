@@ -8,18 +8,27 @@ BIN := $(MODEL)/bin
 PIP := -m pip install -qq --disable-pip-version-check --no-input
 LOCKED := --no-deps --require-hashes -r
 ENVIRONMENTS := $(MODEL)/.made $(ORCHESTRATION)/.made
+QUICK := not slow and not torchserve and not airflow and not docker
 TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 
-.PHONY: help demo up down status environments test test-quick lint format params locks bench clean distclean
+.PHONY: help demo demo-docker demo-process images deliver up down status compose-up compose-down compose-status
+.PHONY: environments test test-quick lint format params locks bench clean distclean
 
 help:  ## Explain every target
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
 	@echo "  Data: SPIRA_VAR (var/), SPIRA_LAKE (var/lake).  Python 3.11: PYTHON."
 
-demo: environments  ## Simulate a lake, backfill it through the whole pipeline, serve the model, ask it
-	@$(BIN)/python -m local.demo
+demo:  ## Simulate a lake, backfill it through the whole pipeline, serve the model, ask it
+	@$(MAKE) --no-print-directory demo-$${SPIRA_RUNTIME:-$$(docker version >/dev/null 2>&1 && echo docker || echo process)}
+
+demo-docker:
+	@$(MAKE) --no-print-directory -j2 $(MODEL)/.made images
+	@SPIRA_RUNTIME=docker $(BIN)/python -m local.demo
+
+demo-process: environments
+	@SPIRA_RUNTIME=process $(BIN)/python -m local.demo
 
 up: environments  ## Start Airflow, MLflow and TorchServe on this machine and keep them running
 	@$(BIN)/python -m local.stack up
@@ -30,18 +39,33 @@ down:  ## Stop what `make up` started; the data stays
 status:  ## Say what runs and where
 	@if test -x $(BIN)/python; then $(BIN)/python -m local.stack status; else echo "not running; 'make up' starts it"; fi
 
+images:  ## Build the container images (VARIANT=cuda for GPUs; images/build.py explains BASE, CA_BUNDLE, WHEELS)
+	@$(PYTHON) images/build.py
+
+deliver:  ## Copy a lake's recordings (FROM=folder) into the lake of the stack in containers
+	@$(PYTHON) -m local.volumes deliver $(FROM)
+
+compose-up:  ## Start the stack in containers (after `make images`) and wait until it is healthy
+	@$(PYTHON) -m local.compose up
+
+compose-down:  ## Stop the stack in containers; the data stays in the engine's volumes
+	@$(PYTHON) -m local.compose down
+
+compose-status:  ## Say what runs in containers, how it is, and where
+	@$(PYTHON) -m local.compose status
+
 environments:  ## Create the two locked Python environments, side by side
 	@$(MAKE) --no-print-directory -j2 $(ENVIRONMENTS)
 
 test: environments  ## Run every test in the environment it belongs to
 	@$(MAKE) --no-print-directory -j2 $(TESTS)
-	$(BIN)/python -m pytest tests --ignore tests/dags
-	$(ORCHESTRATION)/bin/python -m pytest tests/dags --confcutdir tests/dags
+	$(BIN)/python -m pytest tests --ignore tests/dags --ignore tests/engine
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags tests/engine --confcutdir tests/dags
 
 test-quick: environments  ## Run the tests that start no service
 	@$(MAKE) --no-print-directory -j2 $(TESTS)
-	$(BIN)/python -m pytest tests --ignore tests/dags -m "not slow and not torchserve and not airflow"
-	$(ORCHESTRATION)/bin/python -m pytest tests/dags --confcutdir tests/dags
+	$(BIN)/python -m pytest tests --ignore tests/dags --ignore tests/engine -m "$(QUICK)"
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags tests/engine --confcutdir tests/dags -m "$(QUICK)"
 
 lint: $(MODEL)/.made-tests  ## Check style and types
 	$(BIN)/ruff check .
@@ -60,7 +84,10 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 	$(PYTHON) -m venv $$tools && $$tools/bin/python $(PIP) uv && cd requirements && \
 	compile="$$tools/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate" && \
 	$$compile model.in -o model.lock && \
+	$$compile machine.in -c model.lock -o machine.lock && \
+	$$compile mlflow.in -c model.lock -o mlflow.lock && \
 	$$compile orchestration.in -o orchestration.lock && \
+	$$compile engine-proxy.in -c orchestration.lock -o engine-proxy.lock && \
 	$$compile test.in -c model.lock -o test-model.lock && \
 	$$compile test.in -c orchestration.lock -o test-orchestration.lock
 
@@ -68,6 +95,7 @@ bench: environments  ## Measure every step and print one table
 	$(BIN)/python -m bench
 
 clean: down  ## Stop the stack and delete what it kept under var/, recordings and models included
+	@test ! -e var/compose.env || $(PYTHON) -m local.compose down
 	rm -rf var
 
 distclean: clean  ## Delete the environments as well
@@ -75,9 +103,10 @@ distclean: clean  ## Delete the environments as well
 
 # torch has no hash: its CPU and CUDA builds differ. torchaudio's compiled parts load only with the torch build that
 # they were linked to; without them its pure-torch transforms work, and we use no others.
-$(MODEL)/.made: requirements/model.lock requirements/torch.txt pyproject.toml
+$(MODEL)/.made: requirements/model.lock requirements/machine.lock requirements/torch.txt pyproject.toml
 	$(call venv,$(MODEL))
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/model.lock
+	@$(BIN)/python $(PIP) $(LOCKED) requirements/machine.lock
 	@$(BIN)/python $(PIP) --no-deps -r requirements/torch.txt
 	@$(BIN)/python -c "import torchaudio" 2>/dev/null || rm -f $(MODEL)/lib/python3.11/site-packages/torchaudio/lib/*.so
 	@$(BIN)/python -c "import torchaudio"

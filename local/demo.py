@@ -1,7 +1,8 @@
 """`make demo`: recordings in, a model that has earned it out, and its answers: all of it, through the real scheduler.
 
 Simulates a lake while the stack starts, backfills its days with the fast preset, follows the runs, and shows what
-came of it. Uses a stack that `make up` started and leaves it running; else it starts one and stops it at the end.
+came of it. `SPIRA_RUNTIME` says what the stack is made of: `docker` (containers) or `process`. Uses a stack that is
+up already and leaves it running; else it starts one and stops it at the end.
 """
 
 import json
@@ -10,10 +11,10 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 from rich.console import Group
@@ -22,6 +23,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from local import compose, volumes
 from local.airflow_api import DAG_ID, FINISHED, Airflow
 from local.services import MODEL, SERVICES, var
 from local.stack import addresses, console, down, login, state, up
@@ -46,60 +48,108 @@ MARKS = {
 }
 
 
+class Stage(NamedTuple):
+    """What the demonstration needs of a stack, whichever way it runs."""
+
+    lake: Path  # the simulated lake, on this machine
+    login: Callable[[], Airflow]
+    server: Callable[[], torchserve.Server]
+    fetch: Callable[[str, str], Path]  # (`lake` or `runs`, path in there) -> where it can be read on this machine
+    addresses: Callable[[], list[str]]
+
+
 def main() -> None:
     """The whole demonstration; ends with exit code 0 only if a model is served and answers."""
     started = time.monotonic()
+    runtime = os.environ.get("SPIRA_RUNTIME", "process")
     console.print(Panel("SPIRA continuous training: from recordings to a served model", style="bold"))
-    with _stack() as stack:
-        lake = Path(stack["places"]["SPIRA_LAKE"])
-        days = sorted(p.name for p in (lake / "landing").iterdir() if not p.name.startswith("."))
-        console.print(
-            f"[bold]lake[/] {lake}: {len(days)} days, {days[0]} to {days[-1]}, simulated voices", soft_wrap=True
-        )
-        runs = _backfill(login(stack), days)
+    with {"process": _processes, "docker": _containers}[runtime]() as stage:
+        days = sorted(p.name for p in (stage.lake / "landing").iterdir() if not p.name.startswith("."))
+        console.print(f"[bold]lake[/] {len(days)} days, {days[0]} to {days[-1]}, simulated voices", soft_wrap=True)
+        runs = _backfill(stage.login(), days)
         newest = runs[max(runs)]
-        airflow = login(stack)
-        ran_setup = newest["tasks"].get("setup") == "success"
-        run = Path(airflow.result(newest["dag_run_id"], "setup")["run"] if ran_setup else "nowhere")
+        airflow = stage.login()
+        run = Path("nowhere")
+        if newest["tasks"].get("setup") == "success":
+            run = stage.fetch("runs", Path(airflow.result(newest["dag_run_id"], "setup")["run"]).name)
         if (run / "validate/metrics.json").exists():
             _show_metrics(run)
         _demand(newest["state"] == "success", why(airflow, newest))
-        _show_serving(stack, lake, run)
+        _show_serving(stage, run)
         console.print(f"\n[bold]report[/] {run / 'validate/report.html'}", soft_wrap=True)
-        for line in addresses(stack):
+        for line in stage.addresses():
             console.print(line, soft_wrap=True)
     console.print(f"\n[bold green]done[/] in {time.monotonic() - started:.0f} s")
 
 
 @contextmanager
-def _stack() -> Iterator[dict[str, Any]]:
-    """A running stack beside a simulated lake; stopped at the end unless it was there before."""
+def _processes() -> Iterator[Stage]:
+    """A stack of processes on this machine, beside a simulated lake; stopped at the end unless it was up before."""
+    console.print("[bold]runtime[/] process: steps and services are processes of this machine")
     ours = state() is None
     lake = (state() or {"places": {}})["places"].get("SPIRA_LAKE") or os.environ.get("SPIRA_LAKE", str(var() / "lake"))
-    words = [
-        MODEL / "spira-train",
-        "simulate",
-        "--lake",
-        lake,
-        "--days",
-        str(DAYS),
-        "--subjects",
-        str(SUBJECTS),
-        *VOICES,
-    ]
-    simulator = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        stack = up(SERVICES)
-        with console.status("simulating the lake"):
-            last = (simulator.communicate()[0].strip().splitlines() or ["{}"])[-1]
-        _demand(simulator.returncode == 0, f"simulate: {json.loads(last).get('message') or 'failed'}")
-        yield stack
+        with _simulated(Path(lake)):
+            stack = up(SERVICES)
+        places = {name: Path(stack["places"][f"SPIRA_{name.upper()}"]) for name in ("lake", "runs", "keys")}
+        addressed = (stack["places"]["SPIRA_INFERENCE"], stack["places"]["SPIRA_MANAGEMENT"])
+        yield Stage(
+            lake=Path(lake),
+            login=lambda: login(stack),
+            server=lambda: torchserve.Server(*addressed, places["keys"]),
+            fetch=lambda place, path: places[place] / path,
+            addresses=lambda: addresses(stack),
+        )
     finally:
-        simulator.kill()
         if ours:
             down()
         else:
             console.print("the stack was up before and stays up; `make down` stops it")
+
+
+@contextmanager
+def _containers() -> Iterator[Stage]:
+    """The stack in containers, with a simulated lake in its volume; stopped at the end unless it was up before."""
+    console.print("[bold]runtime[/] docker: steps and services are containers (SPIRA_RUNTIME=process needs no engine)")
+    ours = compose.running() is None
+    copies = var() / "demo"
+    try:
+        with _simulated(var() / "lake"):
+            compose.up()
+        chosen = compose.running() or {}
+        volumes.deliver(chosen, var() / "lake")
+
+        def server() -> torchserve.Server:
+            # Management is not published: what the demonstration cannot reach, nobody outside can.
+            keys = volumes.fetch(chosen, "keys", "key_file.json", copies)
+            return torchserve.Server(compose.address("torchserve", chosen), "http://unpublished", keys)
+
+        yield Stage(
+            lake=var() / "lake",
+            login=lambda: Airflow.login(compose.address("airflow-apiserver", chosen), *compose.credentials(chosen)),
+            server=server,
+            fetch=lambda place, path: volumes.fetch(chosen, place, path, copies / place),
+            addresses=lambda: compose.addresses(chosen),
+        )
+    finally:
+        if ours:
+            compose.down()
+        else:
+            console.print("the stack was up before and stays up; `make compose-down` stops it")
+
+
+@contextmanager
+def _simulated(lake: Path) -> Iterator[None]:
+    """Simulate the lake while the block is at work."""
+    words = [MODEL / "spira-train", "simulate", "--lake", lake, "--days", str(DAYS), "--subjects", str(SUBJECTS)]
+    simulator = subprocess.Popen([*words, *VOICES], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield
+        with console.status("simulating the lake"):
+            last = (simulator.communicate()[0].strip().splitlines() or ["{}"])[-1]
+        _demand(simulator.returncode == 0, f"simulate: {json.loads(last).get('message') or 'failed'}")
+    finally:
+        simulator.kill()
 
 
 def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:
@@ -185,28 +235,29 @@ def _show_metrics(run: Path) -> None:
     )
 
 
-def _show_serving(stack: Mapping[str, Any], lake: Path, run: Path) -> None:
-    places = stack["places"]
-    server = torchserve.Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], Path(places["SPIRA_KEYS"]))
-    version = torchserve.status(server)["default"]
+def _show_serving(stage: Stage, run: Path) -> None:
+    server = stage.server()
     expected = json.loads((run / "register/report.json").read_text())["summary"]["champion"]
-    _demand(version == expected, f"TorchServe serves {version}, but the champion is {expected}")
-    console.print(f"[bold]served[/] {server.name} {version}\n")
+    answers = {}
     for label, who in ((1, "the median patient"), (0, "the median control")):
-        answer = torchserve.predict(server, _recording(lake, run, label))
+        answer = torchserve.predict(server, _recording(stage, run, label))
         _demand(answer.ok, f"the inference API refused {who}'s recording: {answer.status_code} {answer.text[:200]}")
-        said = answer.json()
+        answers[who] = answer.json()
+        version = answers[who]["model"]["version"]
+        _demand(version == expected, f"TorchServe serves {version}, but the champion is {expected}")
+    console.print(f"[bold]served[/] {server.name} {expected}\n")
+    for who, said in answers.items():
         console.print(f"[bold]{who}'s recording[/] → {said['diagnosis']}, probability {said['probability']:.3f}")
 
 
-def _recording(lake: Path, run: Path, label: int) -> bytes:
+def _recording(stage: Stage, run: Path, label: int) -> bytes:
     """The test recording with the median probability of its class: neither the best nor the worst."""
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(run / "validate/predictions.parquet").to_pylist()
     ranked = sorted((row for row in rows if row["label"] == label), key=lambda row: row["clean"])
     row = ranked[len(ranked) // 2]
-    return (lake / "audio" / row["partition"] / f"{row['recording']}.flac").read_bytes()
+    return stage.fetch("lake", f"audio/{row['partition']}/{row['recording']}.flac").read_bytes()
 
 
 def _demand(held: object, otherwise: str) -> None:

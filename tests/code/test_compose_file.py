@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from local import compose
+from local import compose, engine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("docker-compose.yaml", "docker-compose.gpu.yaml")
 ONCE = {"places", "airflow-init"}
 PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085"}
+PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT")
 SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy"}
 SERVICES |= {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
 IMAGE = "sha256:" + "0" * 64
@@ -259,3 +260,65 @@ def test_secrets_are_made_once(tmp_path, stack):
     assert compose.make_secrets(folder) == ["airflow_jwt_secret"]
     after = {file.name: file.read_text() for file in folder.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"airflow_jwt_secret"}
+
+
+def test_addresses():
+    ports = {"AIRFLOW_PORT": "1", "MLFLOW_PORT": "2", "INFERENCE_PORT": "3"}
+    assert compose.address("torchserve", ports) == "http://127.0.0.1:3"
+    assert compose.address("mlflow", ports | {"SPIRA_BIND": "0.0.0.0"}) == "http://127.0.0.1:2"  # noqa: S104
+    assert compose.address("airflow-apiserver", ports | {"SPIRA_BIND": "10.0.0.1"}) == "http://10.0.0.1:1"
+    assert compose.address("postgres", ports) == ""
+
+
+@pytest.mark.parametrize(
+    ("service", "said", "state"),
+    [
+        ("mlflow", "running 0 0 healthy", "healthy"),
+        ("mlflow", "running 0 0 starting", "starting"),
+        ("mlflow", "restarting 1 4 unhealthy", "restarting (4 times)"),
+        ("mlflow", "exited 0 0 unhealthy", "ended (exit code 0)"),
+        ("places", "exited 0 0 -", "done"),
+        ("places", "exited 1 0 -", "ended (exit code 1)"),
+        ("places", "running 0 0 -", "starting"),
+        ("postgres", "created 0 0 starting", "waiting"),
+    ],
+)
+def test_how_a_service_is(monkeypatch, service, said, state):
+    monkeypatch.setattr(engine, "docker", lambda *words: "1f2e")
+    answer = subprocess.CompletedProcess((), 0, f"{service} {said}\n", "")
+    monkeypatch.setattr(engine, "run", lambda *words: answer)
+    assert engine.states("try") == {service: state}
+
+
+@pytest.fixture
+def ports(monkeypatch):
+    """`compose._ports` where our own containers listen on 9000, and somebody else on 9001."""
+    monkeypatch.setattr(engine, "docker", lambda *words: "127.0.0.1:9000->8080/tcp")
+    monkeypatch.setattr(compose, "is_free", lambda port: port not in (9000, 9001))
+    for name in PORT_NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+    def ask(**asked: str) -> dict[str, str]:
+        for name, port in asked.items():
+            monkeypatch.setenv(name, port)
+        return compose._ports("try")
+
+    return ask
+
+
+def test_ports_are_the_defaults_or_those_asked_for(ports):
+    assert ports(AIRFLOW_PORT="9000") == {"AIRFLOW_PORT": "9000", "MLFLOW_PORT": "5000", "INFERENCE_PORT": "8085"}
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        ("9001", "MLFLOW_PORT=9001: that port is in use; choose another: make compose-up MLFLOW_PORT=..."),
+        ("80", "MLFLOW_PORT=80: not a port; choose a number from 1024 to 65535"),
+        ("x", "MLFLOW_PORT=x: not a port"),
+        ("8080", "AIRFLOW_PORT=8080 and MLFLOW_PORT=8080: give each service a port of its own"),
+    ],
+)
+def test_ports_that_cannot_be(ports, port, said):
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        ports(MLFLOW_PORT=port)

@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig
+from docker.utils import parse_bytes
 from requests import RequestException
 from step_containers import labels_of, short
 from step_outcome import TAIL, finish, spread
@@ -146,7 +147,7 @@ class ContainerStep(DockerOperator):
             mounts=self.mounts,
             network_mode=self.network_mode,
             tmpfs=SCRATCH,
-            shm_size=GIB,  # docker's 64 MB kill DataLoader workers
+            shm_size=min(GIB, parse_bytes(self.mem_limit)),  # docker's 64 MB kill DataLoader workers
             mem_limit=self.mem_limit,
             memswap_limit=self.mem_limit,  # no swap beyond it
             nano_cpus=round(self.cpus * 1e9),

@@ -3,7 +3,7 @@
 
 Retrains the detector of respiratory insufficiency as new recordings arrive, and **never serves a model that has
 not earned it**. One run is one partition of the lake: the recordings collected on one day (`YYYY-MM-DD`). Every
-night at 03:00 UTC the day before is processed.
+night at 03:00 UTC the day before is processed, with the preset that `SPIRA_PRESET` names (`default`).
 
 | task | what it does | how it can end |
 |---|---|---|
@@ -28,6 +28,7 @@ are not. Each task's operator shows where it runs: a container or a process (`SP
 """
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,6 +39,9 @@ from step import DEFAULTS, partition_of, step
 
 HOUR = timedelta(hours=1)
 FORM = json.loads(Path(__file__).with_name("params.json").read_text())
+PRESET = os.environ.get("SPIRA_PRESET") or "default"  # of scheduled runs, and of others unless they say otherwise
+if PRESET not in FORM["presets"]:
+    raise ValueError(f"SPIRA_PRESET is {PRESET!r}; allowed: {', '.join(FORM['presets'])}")
 RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
 PARTITION = "{{ partition_of(params, partition_key) }}"
 SETTINGS = "{{ settings_of(params) }}"
@@ -55,13 +59,15 @@ Report: `{{ found['report_page'] }}`
 
 
 def field(name: str, spec: dict) -> Param:
-    """A hyper-parameter in the form: typed, bounded, and empty for "as the preset says"."""
+    """A hyper-parameter in the form: typed, bounded, and unset for "as the preset says"."""
     limits = {k: v for k, v in spec.items() if k not in ("type", "description", "enum", "presets")}
     enum = {"enum": [None, *spec["enum"]], "values_display": {"null": "as the preset says"}} if "enum" in spec else {}
     preset = ", ".join(f"{preset} {json.dumps(value)}" for preset, value in spec["presets"].items())
     group, dot, _ = name.partition(".")
     section = {"section": group.capitalize()} if dot else {}  # what has none stands first, unfolded
-    text = f"{spec['description']}. Empty: as the preset says ({preset})"
+    # Airflow draws a boolean as a switch, which cannot be empty; as a drop-down it would be sent, but not shown.
+    unset = "Untouched" if spec["type"] == "boolean" else "Empty"
+    text = f"{spec['description']}. {unset}: as the preset says ({preset})"
     return Param(None, text, type=["null", spec["type"]], title=name, **section, **limits, **enum)
 
 
@@ -72,7 +78,7 @@ OWN = {
         type=["null", "string"],
         format="date",
     ),
-    "preset": Param("default", "Configuration file to start from", enum=FORM["presets"], type="string"),
+    "preset": Param(PRESET, "Configuration file to start from", enum=FORM["presets"], type="string"),
     "approve": Param(False, "Ask a human before the new model is registered", type="boolean"),
 }
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from serve import torchserve
 from serve.torchserve import Server
 from spira_train.outcome import BadInput, Exit, Refused, StepError, TryAgain
-from spira_train.store import digest_file
+from spira_train.store import digest_file, scratch
 
 START_SECONDS = 90.0
 # Each must get a 4xx: nothing at all, no sound, JSON without a recording, a WAV file without its samples.
@@ -29,8 +28,7 @@ def bless(archive: Path, version: str, golden: Path) -> dict[str, Any]:
     Raises `Refused` where it does not load, answers otherwise than validation found, or takes broken input; what it
     returns holds no times, so that the same archive gets the same blessing. The server is gone afterwards.
     """
-    with tempfile.TemporaryDirectory(prefix="spira-sandbox-") as name:
-        root = Path(name)
+    with scratch("spira-sandbox-") as root:
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         inference, management = (f"http://127.0.0.1:{ports[api]}" for api in ("inference", "management"))
         server = Server(inference, management, root / "home" / "key_file.json")

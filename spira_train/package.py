@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from spira_train import __version__
 from spira_train.config import Config
 from spira_train.outcome import Refused
 from spira_train.step import PACKAGE, fingerprint, modules, perform
-from spira_train.store import digest_file, digest_json, local_lake, read_report
+from spira_train.store import digest_file, digest_json, local_lake, read_report, scratch
 
 NAME = "spira"
 SERVE = PACKAGE.parent / "serve"
@@ -67,8 +66,8 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="spira-package-") as name:
-            extra = Path(name) / "extra"
+        with scratch("spira-package-") as private:
+            extra = private / "extra"
             (extra / "spira_train").mkdir(parents=True)
             for module in code:
                 shutil.copyfile(PACKAGE / f"{module}.py", extra / "spira_train" / f"{module}.py")
@@ -78,7 +77,7 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
             metrics = json.loads((run / "validate" / "metrics.json").read_text())
             (extra / CARD).write_text(render(config, lineage, trained, validated, metrics), encoding="utf-8")
             shutil.copyfile(extra / CARD, folder / CARD)
-            tree = _archiver(Path(name), lineage["version"], run / "train" / "model.safetensors", extra)
+            tree = _archiver(private, lineage["version"], run / "train" / "model.safetensors", extra)
             archive = folder / f"{NAME}-{lineage['version']}.mar"
             normalised(tree, archive)
         _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden"))

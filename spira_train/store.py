@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +110,7 @@ def publish(fs: fsspec.AbstractFileSystem, destination: str) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         staging = parent / f".{name}.{uuid.uuid4().hex[:12]}.partial"
         with _alone(parent):
-            _sweep(parent, name)
+            _sweep([*parent.glob(f".{name}.*.partial"), *parent.glob(f".{name}.*.old")])
             staging.mkdir()
             # The lock says that the writer lives; the kernel drops it with the process.
             lock = os.open(staging, os.O_RDONLY)
@@ -125,6 +125,25 @@ def publish(fs: fsspec.AbstractFileSystem, destination: str) -> Iterator[Path]:
     finally:
         os.close(lock)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """Yield an empty folder of the system's temporary folder, closed to other users and gone after the block.
+
+    What killed holders of the same prefix left behind is swept away.
+    """
+    new = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
+    lock = os.open(new, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    # It gets the name that is swept only now: nobody finds it without its lock.
+    folder = new.rename(new.with_name(new.name[1:]))
+    try:
+        _sweep(left for left in folder.parent.glob(prefix + "?" * 8) if left != folder)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomic(file: Path, content: bytes) -> None:
@@ -229,8 +248,8 @@ def _upload(fs: fsspec.AbstractFileSystem, staging: Path, destination: str) -> N
         fs.rm_file(path)
 
 
-def _sweep(parent: Path, name: str) -> None:
-    for left in [*parent.glob(f".{name}.*.partial"), *parent.glob(f".{name}.*.old")]:
+def _sweep(remains: Iterable[Path]) -> None:
+    for left in remains:
         try:
             handle = os.open(left, os.O_RDONLY)
         except OSError:

@@ -78,6 +78,8 @@ def choose_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise BadInput("train.device: is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    if wanted == "auto" and not available:
+        say("train: no GPU here, so on the CPU")
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 

@@ -3,6 +3,8 @@
 import csv
 import io
 from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,3 +76,15 @@ def refused(lake: Lake, key: str = DAY) -> list[tuple[int, str]]:
 def everything(lake: Lake) -> dict[str, bytes]:
     """All that extract has written."""
     return {f"{area}/{p}": lake.read(area, p) for area in ("audio", "quarantine") for p in lake.files(area)}
+
+
+def bring_up_to(lake: Path, newest: date) -> list[str]:
+    """Give the days of a lake new names, the last one `newest`, and nothing else; returns them, oldest first.
+
+    What is recorded, and so what a training on it finds, stays the same on whatever day the test runs.
+    """
+    days = sorted(p for p in (lake / "landing").iterdir() if not p.name.startswith("."))
+    names = [f"{newest - timedelta(days=back)}" for back in reversed(range(len(days)))]
+    for day, name in zip(days, names, strict=True):
+        day.rename(day.with_name(name))
+    return names

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import fsspec
 import pytest
 
 from spira_train.outcome import BadInput, TryAgain
-from spira_train.store import Lake, local_lake, publish, read_report, write_atomic
+from spira_train.store import Lake, local_lake, publish, read_report, scratch, write_atomic
 
 
 def fill(folder, text):
@@ -62,6 +63,45 @@ def test_remains_of_a_killed_writer_are_swept_but_not_those_of_a_living_one(tmp_
     with publish(fs, destination) as folder:
         fill(folder, "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_scratch_of_a_killed_holder_is_swept_but_not_that_of_a_living_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    script = (
+        "import time\nfrom spira_train.store import scratch\n"
+        "with scratch('spira-x-') as folder:\n"
+        "    (folder / 'half').write_text('x')\n    print(folder, flush=True)\n    time.sleep(60)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert holder.stdout
+    held = Path(holder.stdout.readline().strip())
+    kept = [tmp_path / "spira-x-notes", tmp_path / "spira-y-12345678"]  # not ours, though they look alike
+    for folder in kept:
+        folder.mkdir()
+    with scratch("spira-x-") as mine:
+        assert mine.stat().st_mode & 0o077 == 0
+        assert {held, mine, *kept} == set(tmp_path.iterdir())
+    assert (held / "half").exists()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with scratch("spira-x-") as mine:
+        assert {mine, *kept} == set(tmp_path.iterdir())
+    assert set(kept) == set(tmp_path.iterdir())
+
+
+def test_many_holders_of_scratch_at_once_keep_their_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def hold(_: int) -> None:
+        for _ in range(50):
+            with scratch("spira-x-") as folder:
+                (folder / "file").write_text("mine")
+                assert (folder / "file").exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hold, range(4)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_one_message_and_keeps_the_old_result(tmp_path):

@@ -140,7 +140,7 @@ def test_what_the_engine_is_asked_for(make, engine, monkeypatch):
     host = inspect_when_running(engine, task.stack)["HostConfig"]
     kill(process)
     assert host["NanoCpus"] == 1_500_000_000
-    assert (host["Memory"], host["PidsLimit"], host["ShmSize"]) == (64 << 20, 1024, 1 << 30)
+    assert (host["Memory"], host["PidsLimit"], host["ShmSize"]) == (64 << 20, 1024, 64 << 20)
     assert host["ReadonlyRootfs"] and host["Init"] and not host["Privileged"]
     assert (host["CapDrop"], host["SecurityOpt"], host["CapAdd"]) == (["ALL"], ["no-new-privileges"], None)
     assert host["NetworkMode"] == "none"

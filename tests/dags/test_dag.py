@@ -90,7 +90,8 @@ def test_the_form_is_typed_bounded_and_explained(load):
     epochs = params.get_param("train.epochs")
     assert epochs.value is None  # as the preset says
     assert epochs.schema["minimum"] == 1
-    assert "default 100" in epochs.description
+    assert "Empty: as the preset says (default 100" in epochs.description
+    assert "Untouched: as the preset says (default false" in params.get_param("train_each").description  # a switch
     assert params.get_param("preset").schema["enum"] == ["default", "fast", "spira_v1"]
 
 
@@ -110,3 +111,10 @@ def test_wrong_settings_are_named(load):
         load(SPIRA_RUNTIME="podman")
     with pytest.raises(ValueError, match="SPIRA_GPUS is 'two'"):
         load(SPIRA_RUNTIME="process", SPIRA_GPUS="two")
+    with pytest.raises(ValueError, match="SPIRA_PRESET is 'slow'; allowed: default, fast, spira_v1"):
+        load(SPIRA_PRESET="slow")
+
+
+def test_scheduled_runs_take_the_preset_of_the_setting(load):
+    assert load().params.get_param("preset").value == "default"
+    assert load(SPIRA_PRESET="fast").params.get_param("preset").value == "fast"

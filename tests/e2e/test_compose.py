@@ -26,7 +26,7 @@ pytestmark = [
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 STACK = f"spira-test-{os.getpid()}"
-# Enough to be looked at while it works, and killed in the middle.
+# Enough to be looked at while it works, and killed in the middle. The features stay those of the scheduled run.
 LONG = {"preset": "fast", "train.patience": 0, "train.epochs": 60, "approve": False}
 
 
@@ -126,12 +126,14 @@ def test_a_backfill_of_three_days_prepares_them(airflow, served, newest):
 
 def test_a_run_from_the_form_that_the_gate_refuses(airflow, served, newest, place):
     before = predict(place, recording(place)).json()["model"]
-    with Pages(
-        compose.address("airflow-apiserver", compose.running()), *compose.credentials(compose.running())
-    ) as pages:
-        run_id = pages.trigger({"partition": newest, "preset": "fast", "train.epochs": 1, "train.learning_rate": 1e-7})
+    chosen = compose.running()
+    with Pages(compose.address("airflow-apiserver", chosen), *compose.credentials(chosen)) as pages:
+        run_id = pages.trigger({"partition": newest, "train.epochs": 1, "train.learning_rate": "0.0000001"})
         run = ended(airflow, run_id)
-        pages.run(run_id)
+        assert "refused" in pages.run(run_id, "refused-run")
+        pages.graph(served["dag_run_id"])
+        mlflow = compose.address("mlflow", chosen)
+        assert "champion" in pages.other(f"{mlflow}/#/models/spira", "champion", "registry")
     assert run["state"] == "failed"
     states = task_states(airflow, run_id)
     assert [name for name, state in states.items() if state == "failed"] == ["refused"]
@@ -142,7 +144,7 @@ def test_a_run_from_the_form_that_the_gate_refuses(airflow, served, newest, plac
 
 
 def test_a_killed_worker_does_not_start_a_second_training(airflow, served, newest):
-    run_id = airflow.trigger(LONG | {"partition": newest, "seed": 7})
+    run_id = airflow.trigger(LONG | {"partition": newest, "train.learning_rate": 0.0011})
     container = training(airflow, run_id)
     kill_worker(airflow.tasks(run_id)["train"]["id"])
     until(lambda: airflow.tasks(run_id)["train"]["try_number"] == 2, 180)
@@ -156,7 +158,7 @@ def test_a_killed_worker_does_not_start_a_second_training(airflow, served, newes
 
 
 def test_a_task_that_is_failed_by_hand_stops_its_container(airflow, served, newest):
-    run_id = airflow.trigger(LONG | {"partition": newest, "seed": 8, "train.epochs": 300})
+    run_id = airflow.trigger(LONG | {"partition": newest, "train.learning_rate": 0.0012, "train.epochs": 300})
     training(airflow, run_id)
     path = f"dags/spira_training/dagRuns/{run_id}/taskInstances/train"
     airflow.call("PATCH", path, {"new_state": "failed"})

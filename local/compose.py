@@ -74,7 +74,8 @@ def down() -> None:
     with _lock():
         chosen = _settings()
         if not chosen:
-            raise SystemExit(f"nothing to stop: no {var() / 'compose.env'}, so no stack was started from here")
+            print(f"nothing to stop: no {var() / 'compose.env'}, so no stack was started from here")
+            return
         print(f"stopping {chosen['SPIRA_STACK_NAME']} ...")
         # The scheduler first has the time to end its tasks; a step that it leaves behind holds the steps' network.
         _compose(command, "stop")

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from local import compose, volumes
 from local.airflow_api import DAG_ID, FINISHED, Airflow
+from local.ports import PortTaken, choose_ports
 from local.services import MODEL, SERVICES, var
 from local.stack import addresses, console, down, login, state, up
 from serve import torchserve
@@ -113,6 +114,8 @@ def _containers() -> Iterator[Stage]:
     console.print("[bold]runtime[/] docker: steps and services are containers (SPIRA_RUNTIME=process needs no engine)")
     ours = compose.running() is None
     copies = var() / "demo"
+    if ours:  # it is gone in a few minutes: any free ports will do
+        os.environ |= {name: str(port) for name, port in choose_ports(os.environ).items()}
     try:
         with _simulated(var() / "lake"):
             compose.up()
@@ -271,5 +274,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit("interrupted; what the demo started is stopped") from None
-    except (StepError, requests.RequestException) as problem:
+    except (StepError, PortTaken, requests.RequestException) as problem:
         raise SystemExit(f"demo: {problem}") from None

@@ -14,16 +14,19 @@ ADVICE = "behind a mirror or a proxy: PIP_INDEX_URL, PIP_CONFIG_FILE, CA_BUNDLE;
 
 
 def fetch(lock: Path, context: Path) -> None:
-    """Put what a lock names into `context`/locked, checked by pip against the lock's hashes, and the lock beside it."""
-    context.mkdir(parents=True, exist_ok=True)
-    _pip(f"requirements/{lock.name}", context / "locked", "--no-deps", "--require-hashes", "-r", str(lock))
+    """Put what a lock names into `context`/locked, checked by pip against the lock's hashes, and the lock beside it.
+
+    Asks nobody where all of it is there already; the build checks the hashes once more.
+    """
+    folder, kept = context / "locked", context / "requirements.lock"
+    (context / "torch").mkdir(parents=True, exist_ok=True)
     wanted = set(_pins(lock.read_text()))
-    for wheel in (context / "locked").glob("*.whl"):  # those of an earlier lock
-        name, version = wheel.name.split("-")[:2]
-        if f"{_normal(name)}=={version}" not in wanted:
+    if not kept.exists() or kept.read_text() != lock.read_text() or not wanted <= set(_found(folder)):
+        _pip(f"requirements/{lock.name}", folder, "--no-deps", "--require-hashes", "-r", str(lock))
+        shutil.copy(lock, kept)
+    for pin, wheel in _found(folder).items():
+        if pin not in wanted:  # of an earlier lock
             wheel.unlink()
-    shutil.copy(lock, context / "requirements.lock")
-    (context / "torch").mkdir(exist_ok=True)
 
 
 def fetch_torch(pin: Path, lock: Path, context: Path, variant: str) -> None:
@@ -74,6 +77,11 @@ def _pip(what: str, folder: Path, *words: str) -> None:
 
 def _pins(lock: str) -> list[str]:
     return [f"{_normal(name)}=={version}" for name, version in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", lock)]
+
+
+def _found(folder: Path) -> dict[str, Path]:
+    names = {wheel: wheel.name.split("-") for wheel in folder.glob("*.whl")}
+    return {f"{_normal(name)}=={version}": wheel for wheel, (name, version, *_) in names.items()}
 
 
 def _normal(name: str) -> str:

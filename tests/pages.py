@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
@@ -24,6 +25,8 @@ class Pages:
         self.url, self.user, self.password, self.dag = url, user, password, f"{url}/dags/{dag_id}"
 
     def __enter__(self) -> "Pages":
+        if not Path(CHROMIUM).exists():
+            pytest.skip(f"{CHROMIUM} is missing: install the Debian package chromium")
         self._playwright = sync_playwright().start()
         self._browser = self._playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         self.page: Page = self._browser.new_page(viewport={"width": 1360, "height": 940})

@@ -6,19 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 import requests
 from deliveries import bring_up_to
+from following import ended, newest_day, task_states, until
 from pages import Pages
 from runs import free_ports
 
 from local import compose, demo, engine, volumes
-from local.airflow_api import FINISHED, Airflow
+from local.airflow_api import Airflow
 from serve import torchserve
 
 pytestmark = [
@@ -32,8 +32,7 @@ LONG = {"preset": "fast", "train.patience": 0, "train.epochs": 60, "approve": Fa
 
 @pytest.fixture(scope="session")
 def newest() -> str:
-    """The day that the schedule takes up now: the day before, from 03:00 UTC on."""
-    return f"{datetime.now(UTC) - timedelta(hours=3, days=1):%Y-%m-%d}"
+    return f"{newest_day()}"
 
 
 @pytest.fixture(scope="session")
@@ -299,21 +298,3 @@ def predictions(place: Path):
     yield answers
     over.set()
     thread.join()
-
-
-def ended(airflow: Airflow, run_id: str) -> dict:
-    until(lambda: airflow.run(run_id)["state"] in FINISHED)
-    return airflow.run(run_id)
-
-
-def until(held, patience: float = 900.0):
-    """Wait for a true answer and return it; `patience` only ends a test that hangs."""
-    since = time.monotonic()
-    while not (answer := held()):
-        assert time.monotonic() - since < patience, "waited in vain"
-        time.sleep(0.5)
-    return answer
-
-
-def task_states(airflow: Airflow, run_id: str) -> dict[str, str]:
-    return {name: task["state"] for name, task in airflow.tasks(run_id).items()}

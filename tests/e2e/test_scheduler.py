@@ -3,16 +3,16 @@
 import hashlib
 import json
 import re
-import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import pytest
 import requests
 from deliveries import bring_up_to
+from following import ended, newest_day, task_states, until
 
 from local import demo, stack
-from local.airflow_api import FINISHED, Airflow
+from local.airflow_api import Airflow
 from local.services import var
 from serve import torchserve
 
@@ -22,12 +22,7 @@ AFTER_PACKAGE = ("package", "approve", "register", "verify")
 
 @pytest.fixture(scope="session")
 def newest() -> date:
-    """The day that the schedule takes up now: the day before, from 03:00 UTC on."""
-    now = datetime.now(UTC)
-    tick = now.replace(hour=3, minute=0, second=0, microsecond=0)
-    if timedelta(0) < tick - now < timedelta(minutes=10):  # in the midst of the tests it would take up one more
-        time.sleep((tick - now).total_seconds())
-    return (datetime.now(UTC) - timedelta(hours=3, days=1)).date()
+    return newest_day()
 
 
 @pytest.fixture(scope="session")
@@ -185,24 +180,6 @@ def backfill(airflow: Airflow, days: list[str]) -> dict[str, dict]:
     runs = airflow.backfill_runs(number)
     assert sorted(runs) == days
     return {day: ended(airflow, run["dag_run_id"]) for day, run in runs.items()}
-
-
-def ended(airflow: Airflow, run_id: str) -> dict:
-    until(lambda: airflow.run(run_id)["state"] in FINISHED)
-    return airflow.run(run_id)
-
-
-def until(held, patience: float = 900.0):
-    """Wait for a true answer and return it; `patience` only ends a test that hangs."""
-    since = time.monotonic()
-    while not (answer := held()):
-        assert time.monotonic() - since < patience, "waited in vain"
-        time.sleep(0.5)
-    return answer
-
-
-def task_states(airflow: Airflow, run_id: str) -> dict[str, str]:
-    return {name: task["state"] for name, task in airflow.tasks(run_id).items()}
 
 
 def server(running) -> torchserve.Server:

@@ -30,14 +30,14 @@ STACK = f"spira-test-{os.getpid()}"
 LONG = {"preset": "fast", "train.patience": 0, "train.epochs": 60, "approve": False}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def newest() -> str:
     return f"{newest_day()}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory, newest, command):
-    """The stack, with a simulated lake delivered; its volumes are deleted at the end."""
+    """The stack, with a simulated lake delivered; down, and its volumes deleted, before any other module begins."""
     if engine.run("docker", "version").returncode:
         pytest.skip("no Docker engine answers")
     folder = tmp_path_factory.mktemp("compose")
@@ -76,7 +76,7 @@ def login() -> Airflow:
     return Airflow.login(compose.address("airflow-apiserver", chosen), *compose.credentials(chosen))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(place, newest) -> dict:
     """The scheduled run of the newest day: it starts as soon as the DAG is unpaused, and its model is served."""
     api = login()

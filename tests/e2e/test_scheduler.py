@@ -20,12 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.torchserve, pyt
 AFTER_PACKAGE = ("package", "approve", "register", "verify")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def newest() -> date:
     return newest_day()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(tmp_path_factory, command, newest):
     """The stack, on a simulated lake of its own whose last day is the one that the schedule takes up."""
     place = tmp_path_factory.mktemp("stack")
@@ -43,7 +43,7 @@ def running(tmp_path_factory, command, newest):
         assert stack.members() == {}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow(running) -> Airflow:
     api = stack.login(running)
     until(api.knows)
@@ -52,19 +52,19 @@ def airflow(running) -> Airflow:
     return api
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def days(running) -> list[str]:
     return sorted(p.name for p in Path(running["places"]["SPIRA_LAKE"], "landing").iterdir())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduled(airflow) -> dict:
     """The run that the scheduler starts when the DAG is unpaused."""
     run = until(lambda: next(iter(airflow.runs(run_type="scheduled")), None))
     return ended(airflow, run["dag_run_id"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(airflow, days, scheduled) -> dict[str, dict]:
     """The runs of a backfill over the whole lake: partition -> run. What the scheduled run did is not done again."""
     runs = backfill(airflow, days)

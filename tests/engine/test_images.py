@@ -45,6 +45,11 @@ def refusal(*names: str, root: Path = ROOT, **settings: str) -> str:
     return done.stderr
 
 
+def result(output: str) -> dict:
+    """A step's line of JSON; stderr comes by another pipe, and may be read after it."""
+    return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
+
+
 @pytest.fixture(scope="module")
 def engine():
     """The engine; without one there is nothing to test."""
@@ -74,7 +79,7 @@ def run(engine, images):
             code = container.wait(timeout=300)["StatusCode"]
             return code, container.logs().decode()
         finally:
-            container.remove(force=True)
+            container.remove(force=True, v=True)
 
     return run_in
 
@@ -204,14 +209,14 @@ def test_steps_on_fresh_volumes(engine, images, run, tmp_path):
         words = ("setup", "--lake", "/lake", "--runs", "/runs", "--partition", "2026-11-01", "--preset", "fast")
         code, output = run("spira_train", "spira-train", *words, volumes=mounts)
         assert code == 0, output
-        facts = json.loads(output.splitlines()[-1])
+        facts = result(output)
         code, output = run(
             "spira_train", "spira-train", "extract", "--run", facts["run"], "--lake", "/lake", volumes=mounts
         )
         assert code == 0, output
-        assert json.loads(output.splitlines()[-1])["cached"] is False
+        assert result(output)["cached"] is False
     finally:
-        carrier.remove(force=True)
+        carrier.remove(force=True, v=True)
         for volume in volumes:
             volume.remove(force=True)
 
@@ -240,7 +245,7 @@ def healthy_and_gone(engine, image: str, place: str) -> None:
         container.stop(timeout=30)
         assert time.monotonic() - start < 20
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
         volume.remove(force=True)
 
 

@@ -6,7 +6,6 @@ secrets are generated once, into `var/secrets/`. All data is in the engine's vol
 """
 
 import base64
-import fcntl
 import json
 import os
 import re
@@ -14,13 +13,12 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from local import engine
 from local.ports import DEFAULTS, is_free
-from local.services import ROOT, var
+from local.services import ROOT, alone, var
 
 START_SECONDS, RESTARTS = 300.0, 3
 PORTS = {"airflow-apiserver": "AIRFLOW_PORT", "mlflow": "MLFLOW_PORT", "torchserve": "INFERENCE_PORT"}
@@ -51,7 +49,7 @@ def up(*, gpu: bool = False) -> None:
     Raises `SystemExit` with one message where that fails; what did start goes on running, to be looked at.
     """
     command = _command()
-    with _lock():
+    with alone("compose"):
         chosen = settings(os.environ, engine.images(_built(), IMAGES), engine.socket(os.environ), var(), gpu=gpu)
         chosen |= _ports(chosen["SPIRA_STACK_NAME"])
         make_secrets(var() / "secrets")
@@ -71,7 +69,7 @@ def up(*, gpu: bool = False) -> None:
 def down() -> None:
     """Stop and remove the containers, those of steps as well; volumes, with all data, stay."""
     command = _command()
-    with _lock():
+    with alone("compose"):
         chosen = _settings()
         if not chosen:
             print(f"nothing to stop: no {var() / 'compose.env'}, so no stack was started from here")
@@ -301,18 +299,6 @@ def _write(file: Path, text: str, mode: int) -> None:
 
 def _log() -> Path:
     return var() / "log/compose.log"
-
-
-@contextmanager
-def _lock() -> Iterator[None]:
-    """One `up` or `down` at a time."""
-    var().mkdir(parents=True, exist_ok=True)
-    with (var() / "compose.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"{var()}: another `up` or `down` is at work; wait for it") from None
-        yield
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What the embedded stack consists of: addresses, places, command lines, environments. Nothing is started here."""
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ SERVICES = ("airflow", "mlflow", "torchserve")
 def var() -> Path:
     """The folder of all that the stack keeps: `SPIRA_VAR`, or `var/`."""
     return Path(os.environ.get("SPIRA_VAR", ROOT / "var")).absolute()
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One `up` or `down` of the stack `name` at a time; raises `SystemExit` where another is at work."""
+    var().mkdir(parents=True, exist_ok=True)
+    with (var() / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{var()}: another `up` or `down` is at work; wait for it") from None
+        yield
 
 
 def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> dict[str, Any]:

@@ -5,7 +5,6 @@ tells whoever asks where the services are. Ports come from the environment (`AIR
 taken by somebody else, a free one is found.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -13,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from local.airflow_api import Airflow
 from local.ports import PortTaken, choose_ports
-from local.services import ROOT, SERVICES, command, describe, var
+from local.services import ROOT, SERVICES, alone, command, describe, var
 
 START_SECONDS, STOP_SECONDS = 180.0, 20.0
 console = Console(highlight=False)
@@ -60,7 +59,7 @@ def up(services: Sequence[str] = SERVICES) -> dict[str, Any]:
 
     Raises `SystemExit` with one message where that fails; then nothing is left running.
     """
-    with _lock():
+    with alone("stack"):
         if running := state():
             console.print(f"already up: {', '.join(running['services'])}")
             return running
@@ -86,7 +85,7 @@ def up(services: Sequence[str] = SERVICES) -> dict[str, Any]:
 
 def down() -> None:
     """Stop the stack and leave no process; its data stays."""
-    with _lock(), console.status("stopping the stack"):
+    with alone("stack"), console.status("stopping the stack"):
         found = _stop()
     console.print("stopped" if found else "nothing was running")
 
@@ -245,18 +244,6 @@ def _say(lines: Sequence[str]) -> None:
 
 def _log(name: str) -> Path:
     return var() / "log" / f"{name}.log"
-
-
-@contextmanager
-def _lock() -> Iterator[None]:
-    """One `up` or `down` at a time."""
-    var().mkdir(parents=True, exist_ok=True)
-    with (var() / "stack.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"{var()}: another `up` or `down` is at work; wait for it") from None
-        yield
 
 
 if __name__ == "__main__":

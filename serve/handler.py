@@ -98,16 +98,18 @@ class Handler:
 
     def encode(self, prediction: Any, warnings: list[str], windows: bool) -> dict[str, Any]:
         """The answer to one recording."""
+        calibrated = self.predictor.calibrate(prediction.probability)
         answer = {
             "probability": prediction.probability,
-            "diagnosis": self.predictor.diagnosis(prediction.probability),
+            "calibrated": calibrated,
+            "diagnosis": self.predictor.diagnosis(calibrated),
             "warnings": warnings,
         }
         return answer | ({"windows": prediction.windows} if windows else {})
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}/{version}?customized=true` shows."""
-        shown = {name: self.predictor.description[name] for name in ("network", "features", "decision")}
+        shown = {name: self.predictor.description.get(name) for name in ("network", "features", "calibration", "decision")}
         return {"model": self.identity, **shown, "blessing": self.blessing, "lineage": self.lineage}
 
     def _attempt(self, request: dict[str, Any], headers: dict[str, str]) -> Any:

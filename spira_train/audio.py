@@ -22,6 +22,7 @@ MAX_CHANNELS = 2
 REASONS = ("undecodable", "unsupported", "not_finite", "too_short", "too_long", "silent", "clipped")
 
 FLOOR_DBFS = -120.0  # what digital silence reports: its true level, minus infinity, is not a JSON number
+FLOOR_SNR_DB = -20.0  # what a sound without pauses reports: steady speech and steady noise look alike
 BANDWIDTH_DB = -50.0  # a band counts as present above this, relative to the strongest
 
 # libsndfile guesses among 25 formats; only the parsers of these ever see bytes from outside.
@@ -29,6 +30,8 @@ _MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", 
 # Highest value that a sample can have, where that is clearly below 1.
 _FULL_SCALE = {"PCM_U8": 127 / 128, "PCM_S8": 127 / 128, "ULAW": 32124 / 32768, "ALAW": 32256 / 32768}
 _FFT = 1024
+_SNR_FRAME = 400  # samples, 25 ms: the usual frame of speech analysis, and of the features
+_ROUNDING = 1 / 12  # power of the rounding to 16 bits, in squared steps: what digital silence counts as
 _BLOCK = 500_000  # numbers multiplied at once: bounds memory, and stays in the cache
 _STREAMED = 2**31 - 1024  # bytes
 _MAX_KERNEL = 4_000_000  # an odd rate such as 44,099 Hz needs a resampling kernel of gigabytes
@@ -49,6 +52,7 @@ class Audio:
     samples: NDArray[np.int16] = field(repr=False)  # (T,) at 16 kHz
     seconds: float
     rms_dbfs: float  # about the mean: a constant offset is not loudness
+    snr_db: float  # estimated: power of the loud frames to that of the pauses
     peak: float  # 0..1
     clipped: float  # fraction of the source's samples at full scale
     source_rate: int  # Hz
@@ -93,6 +97,7 @@ def decode(content: bytes, *, min_seconds: float, max_seconds: float, silence_db
         samples=samples,
         seconds=len(samples) / SAMPLE_RATE,
         rms_dbfs=level,
+        snr_db=_snr(samples),
         peak=float(np.abs(samples.astype(np.int32)).max()) / 32768,
         clipped=clipped,
         source_rate=source.rate,
@@ -229,6 +234,21 @@ def _quantise(signal: NDArray[np.float64]) -> NDArray[np.int16]:
 def _level(samples: NDArray[np.int16]) -> float:
     rms = float(samples.std(dtype=np.float64)) / 32768
     return max(FLOOR_DBFS, 20 * math.log10(rms)) if rms else FLOOR_DBFS
+
+
+def _snr(samples: NDArray[np.int16]) -> float:
+    """Ratio of speech to noise, from the powers of frames of 25 ms: no transcript, no training.
+
+    Noise is the 10th percentile, the level in the pauses (Martin 2001 follows such minima); not the lowest frame, which
+    chance decides. Loud is the 85th percentile: voiced sound, whatever the share of pauses; not the highest, a click.
+    Speech is what loud has beyond the noise. On simulated speech that is 3 to 4 dB above the ratio of mean powers.
+    """
+    centred = samples - samples.mean(dtype=np.float64)  # (T,)
+    whole = len(samples) // _SNR_FRAME
+    frames = centred[: whole * _SNR_FRAME].reshape(whole, _SNR_FRAME) if whole else centred[None]  # (N, 400)
+    low, loud = np.quantile(np.square(frames).mean(axis=1), [0.1, 0.85])
+    noise = max(float(low), _ROUNDING)
+    return max(FLOOR_SNR_DB, 10 * math.log10(max(float(loud) - noise, 1e-9) / noise))
 
 
 def _bandwidth(samples: NDArray[np.int16]) -> float:

@@ -76,6 +76,15 @@ class NoiseConfig(Section):
     # Limits measured by SPIRA v1 in the pauses of five patient recordings.
     min_peak: Annotated[float, Field(gt=0, le=1)] = Field(0.033474047, description="Lowest peak of a noise crop")
     max_peak: Annotated[float, Field(gt=0, le=1)] = Field(0.19233719, description="Highest peak of a noise crop")
+    vary: bool = Field(False, description="Draw the number of crops from 1 to `inserts` for each variant")
+    law: Literal["peak", "snr"] = Field(
+        "peak", description="What scales a crop: its peak, as in SPIRA v1, or the ratio of speech to noise"
+    )
+    min_snr_db: Annotated[float, Field(ge=-20, le=60)] = Field(0.0, description="Lowest speech-to-noise ratio (snr)")
+    max_snr_db: Annotated[float, Field(ge=-20, le=60)] = Field(20.0, description="Highest speech-to-noise ratio (snr)")
+    channel: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of noisy variants heard through a random device: level, band and tilt"
+    )
     test: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Share of noise tracks kept for the gate, never used in training"
     )
@@ -84,7 +93,14 @@ class NoiseConfig(Section):
     def peaks_are_ordered(self) -> "NoiseConfig":
         if self.min_peak > self.max_peak:
             raise ValueError(f"min_peak {self.min_peak} must not exceed max_peak {self.max_peak}")
+        if self.min_snr_db > self.max_snr_db:
+            raise ValueError(f"min_snr_db {self.min_snr_db} must not exceed max_snr_db {self.max_snr_db}")
         return self
+
+    def insertion(self) -> dict[str, Any]:
+        """The law of insertion, as keyword arguments of `noise.insert`."""
+        names = {"inserts", "vary", "law", "min_peak", "max_peak", "min_snr_db", "max_snr_db"}
+        return self.model_dump(include=names)
 
 
 class FeaturesConfig(Section):
@@ -128,6 +144,12 @@ class TrainConfig(Section):
     time_masks: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="Stretches of each training batch in which time stands still (after SpecAugment)"
     )
+    mixup: Annotated[float, Field(ge=0, le=4)] = Field(
+        0.0, description="Mix each training window with another of its batch by a share of Beta(mixup, mixup); 0: off"
+    )
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of the moving average of the weights that is kept instead of the last ones; 0: off"
+    )
     mask_frames: Annotated[int, Field(ge=1, le=400)] = Field(40, description="Longest such stretch, in frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where it is")
 
@@ -136,8 +158,20 @@ class DecisionConfig(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="Probability above which: positive")
     # The first SPIRA API answered "inconclusive" between 0.45 and 0.55.
     band: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.05, description="Half width of the inconclusive band around the threshold"
+        0.05, description="Smallest half width of the inconclusive band around the threshold"
     )
+    max_band: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.25, description="Largest half width of the band, which is chosen on the validation split"
+    )
+    accuracy: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.95, description="Accuracy that the band is widened for: that of the validation recordings outside of it"
+    )
+
+    @model_validator(mode="after")
+    def band_has_room(self) -> "DecisionConfig":
+        if self.band > self.max_band:
+            raise ValueError(f"band {self.band} must not exceed max_band {self.max_band}")
+        return self
 
 
 class ValidateConfig(Section):
@@ -146,6 +180,23 @@ class ValidateConfig(Section):
     )
     golden: Annotated[int, Field(ge=2, le=64)] = Field(
         4, description="Test recordings kept with their probabilities to verify the model server"
+    )
+
+
+class DriftConfig(Section):
+    """When a partition counts as unlike the recordings that the champion was trained on."""
+
+    # The customary reading: below 0.1 no shift, to 0.25 a moderate one, beyond it a large one (Siddiqi 2006).
+    psi: Annotated[float, Field(gt=0, le=100)] = Field(
+        0.25, description="Largest population stability index of a column that is no drift"
+    )
+    # Drift has to be beyond chance too: at most one partition in a hundred warns without a cause.
+    alpha: Annotated[float, Field(ge=0.001, le=0.2)] = Field(
+        0.01, description="Chance of a false warning for a whole partition, over all columns together"
+    )
+    # With fewer, hardly anything but a complete change of a column is beyond chance.
+    min_recordings: Annotated[int, Field(ge=2, le=100000)] = Field(
+        10, description="A partition with fewer recordings is not compared"
     )
 
 
@@ -173,6 +224,7 @@ class Config(Section):
     decision: DecisionConfig = DecisionConfig()
     # "validate" is a name of pydantic's, so the section is called as the step's noun
     validation: ValidateConfig = ValidateConfig()
+    drift: DriftConfig = DriftConfig()
 
     @field_validator("partition")
     @classmethod

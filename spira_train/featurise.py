@@ -3,6 +3,7 @@
 Test recordings are left out on purpose: what the gate will judge by never lies among training features.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from spira_train import noise
+from spira_train import channel, noise
 from spira_train.audio import as_float, from_flac
 from spira_train.config import Config
 from spira_train.features import FeatureExtractor, cut
 from spira_train.outcome import BadInput
 from spira_train.progress import track
 from spira_train.rng import Random
+from spira_train.split import SPLITS
 from spira_train.step import fingerprint, perform
 from spira_train.store import Lake, read_report
 
@@ -76,7 +78,18 @@ def finished(lake: Lake, config: Config, partitions: Sequence[str]) -> dict[str,
     return found
 
 
-def manifest(lake: Lake, partition: str, splits: Sequence[str]) -> list[dict[str, Any]]:
+def means(lake: Lake, config: Config, partitions: Sequence[str]) -> dict[str, list[float]]:
+    """Recording -> the mean of its clean features over windows and frames, (n_mfcc,), of what was trained on."""
+    found: dict[str, list[float]] = {}
+    for folder, _ in finished(lake, config, partitions).values():
+        clean = np.load(io.BytesIO(lake.read(folder, "clean.npy"))).mean(1)  # (N, n_mfcc)
+        names = np.array(pq.read_table(io.BytesIO(lake.read(folder, "index.parquet")))["recording"])  # (N,)
+        for name in np.unique(names):
+            found[str(name)] = clean[names == name].mean(0).tolist()
+    return found
+
+
+def manifest(lake: Lake, partition: str, splits: Sequence[str] = SPLITS) -> list[dict[str, Any]]:
     """The manifest rows of a partition that stand in `splits`."""
     with lake.fs.open(lake.path("audio", partition, "manifest.parquet"), "rb") as stream:
         rows = pq.read_table(stream).to_pylist()
@@ -95,17 +108,18 @@ def compute(
     size = round(settings.pop("window_seconds") * config.features.sample_rate)
     step = round(settings.pop("step_seconds") * config.features.sample_rate)
     extractor = FeatureExtractor(**settings).eval()
-    law = config.noise.model_dump(include={"inserts", "min_peak", "max_peak"})
+    law = config.noise.insertion()
     random = Random(config.seed)
     blocks: list[np.ndarray] = []
     columns: dict[str, list] = {"recording": [], "subject": [], "label": [], "split": [], "window": []}
     for row in track(rows, f"features {partition}", len(rows)):
         speech = as_float(from_flac(lake.read("audio", partition, row["file"])))  # (T,)
         # the draw depends on the seed and the recording, never on the label
-        versions = [speech] + [
-            noise.insert(speech, tracks, **law, rng=random.stream("noise", row["recording"], variant))
-            for variant in range(config.noise.variants)
-        ]
+        versions = [speech]
+        for variant in range(config.noise.variants):
+            loud = noise.insert(speech, tracks, **law, rng=random.stream("noise", row["recording"], variant))  # (T,)
+            device = random.stream("channel", row["recording"], variant)
+            versions.append(channel.any_device(loud, device) if device.random() < config.noise.channel else loud)
         windows = torch.cat([cut(torch.from_numpy(v), size, step) for v in versions])  # ((1 + V) * W, size)
         with torch.inference_mode():
             mfcc = extractor(windows[:, None])[:, 0].numpy()  # ((1 + V) * W, frames, n_mfcc)

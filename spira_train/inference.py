@@ -1,6 +1,7 @@
 """A trained model at work: recordings in, probabilities out. Validation and the handler both go through here."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from spira_train.model import build
 
 # Windows in one pass: bounds memory whatever is asked.
 CHUNK = 32
+EDGE = 1e-6  # a probability nearer to 0 or 1 counts as this near
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,14 @@ class Predictor:
         answers = torch.sigmoid(logits.double()).split([len(w) for w in per_recording])
         return [Prediction(float(a.mean()), a.tolist()) for a in answers]
 
+    def calibrate(self, probability: float) -> float:
+        """The probability with its log-odds divided by the temperature that was fitted on the validation split."""
+        temperature = self.description.get("calibration", {}).get("temperature", 1.0)
+        inside = min(max(probability, EDGE), 1 - EDGE) if math.isfinite(probability) else math.nan
+        return 1 / (1 + math.exp(-math.log(inside / (1 - inside)) / temperature))
+
     def diagnosis(self, probability: float) -> str:
-        """`positive`, `negative`, or `inconclusive` within the band around the threshold."""
+        """`positive`, `negative`, or `inconclusive` in the band around the threshold; probability: a calibrated one."""
         decision = self.description["decision"]
         if abs(probability - decision["threshold"]) < decision["band"]:
             return "inconclusive"

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("spo2", pa.float32()),
         pa.field("seconds", pa.float32(), nullable=False),
         pa.field("rms_dbfs", pa.float32(), nullable=False),
+        pa.field("snr_db", pa.float32(), nullable=False),
         pa.field("peak", pa.float32(), nullable=False),
         pa.field("clipped", pa.float32(), nullable=False),
         pa.field("source_rate", pa.int32(), nullable=False),

@@ -85,7 +85,7 @@ def crop(track: Signal, length: int, rng: np.random.Generator) -> Signal:
     Raises ValueError where the whole track is silent.
     """
     for _ in range(_DRAWS):
-        piece = _crop(track, length, rng)  # (length,)
+        piece = tile(track, length, rng)  # (length,)
         if np.abs(piece).max() >= SILENT_PEAK:
             return piece
     # Mostly silence: take the crop around the loudest sample.
@@ -104,17 +104,32 @@ def insert(
     inserts: int,
     min_peak: float,
     max_peak: float,
+    vary: bool = False,
+    law: Literal["peak", "snr"] = "peak",
+    min_snr_db: float = 0.0,
+    max_snr_db: float = 20.0,
     rng: np.random.Generator,
 ) -> Signal:
-    """Speech (T,) with `inserts` noise crops of its length added, each scaled to a peak of U(min_peak, max_peak).
+    """Speech (T,) with `inserts` noise crops of its length added (1 to `inserts` where they `vary`).
 
-    The law is the same whatever the label, in training and in testing. The result is not clipped.
+    `peak`: each crop is scaled to a peak of U(min_peak, max_peak). `snr`: all of them together are scaled to a ratio of
+    U(min_snr_db, max_snr_db) of the recording's power to theirs. The law is the same whatever the label, in training
+    and in testing. The result is not clipped.
     """
     mixed = speech.astype(np.float32, copy=True)  # (T,)
-    for _ in range(inserts):
+    added = np.zeros_like(mixed)  # (T,)
+    for _ in range(int(rng.integers(1, inserts + 1)) if vary and inserts else inserts):
         piece = crop(tracks[int(rng.integers(len(tracks)))], len(speech), rng)  # (T,)
-        mixed += piece * np.float32(rng.uniform(min_peak, max_peak) / np.abs(piece).max())  # (T,)
-    return mixed
+        added += piece * np.float32(rng.uniform(min_peak, max_peak) / np.abs(piece).max())  # (T,)
+    if law == "snr" and added.any():
+        added = at_snr(mixed, added, float(rng.uniform(min_snr_db, max_snr_db)))  # (T,)
+    return mixed + added
+
+
+def at_snr(speech: Signal, noise: Signal, snr_db: float) -> Signal:
+    """noise (T,), not silent, scaled so that speech (T,) has `snr_db` decibels more power."""
+    power, wanted = float(np.square(noise).mean()), float(np.square(speech).mean()) / 10 ** (snr_db / 10)
+    return noise * np.float32(np.sqrt(wanted / power))  # (T,)
 
 
 def _track(lake: Lake, line: int, cells: dict[str, str], salt: str, test: float) -> Track:
@@ -143,7 +158,8 @@ def _load(lake: Lake, track: Track) -> Signal:
     return signal
 
 
-def _crop(track: Signal, length: int, rng: np.random.Generator) -> Signal:
+def tile(track: Signal, length: int, rng: np.random.Generator) -> Signal:
+    """A random stretch (length,) of a track (T,), looped with a cross-fade where the track is shorter."""
     if len(track) >= length:
         start = int(rng.integers(len(track) - length + 1))
         return track[start : start + length]  # (length,)

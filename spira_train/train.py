@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from spira_train import calibration
 from spira_train.config import Config
 from spira_train.dataset import Dataset, load, window_of
 from spira_train.featurise import finished
@@ -55,7 +56,8 @@ def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> 
         tracker = Tracker(mlflow, run, config)
         state = fit(splits["train"], splits["validation"], config, device, checkpoint, tracker)
         (folder / "model.safetensors").write_bytes(save(state.best))
-        (folder / "model.json").write_text(json.dumps(describe(config, splits["train"], state), indent=1))
+        description = describe(config, splits["train"], state) | decide(config, splits["validation"], state)
+        (folder / "model.json").write_text(json.dumps(description, indent=1))
         (folder / "curves.json").write_text(json.dumps(state.curves, indent=1, allow_nan=False))
         tracker.finish(folder)
         return {
@@ -104,6 +106,8 @@ class State:
             self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )
         self.steps = 0
+        # a moving average of the weights answers in their place, where the recipe asks for one
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
         self.curves: dict[str, list[float]] = {"epoch": [], "loss": [], "validation_loss": [], "accuracy": []}
@@ -112,6 +116,7 @@ class State:
         """Write weights, best weights, moments and curves as one safetensors file, atomically."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
         moments = self.optimiser.state_dict()["state"]
         tensors |= {f"moment.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
         facts = {"best_epoch": self.best_epoch, "curves": self.curves, "steps": self.steps}
@@ -123,12 +128,13 @@ class State:
         with safe_open(file, framework="pt") as stored:
             facts = json.loads(stored.metadata()["state"])
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "moment": {}}
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "average": {}, "moment": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")
             groups[group][name] = value
         self.network.load_state_dict(groups["network"])
         self.best = groups["best"]
+        self.average = {k: v.to(self.average[k].device) for k, v in groups["average"].items()}
         self.best_epoch, self.curves = facts["best_epoch"], facts["curves"]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in groups["moment"].items():
@@ -136,6 +142,12 @@ class State:
             moments.setdefault(int(number), {})[key] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         self.steps = facts["steps"]
+
+    def follow(self, decay: float) -> None:
+        """Move the average towards the weights; in the first steps faster, so that it forgets the random start."""
+        decay = min(decay, self.steps / (self.steps + 10))
+        for name, value in self.network.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
 
 
 def fit(
@@ -160,21 +172,28 @@ def fit(
         for rows, variants, labels in batches(train, config, epoch):
             windows = data[torch.from_numpy(variants), torch.from_numpy(rows)][:, None]  # (W, 1, frames, coefficients)
             hold(windows, config.train.time_masks, config.train.mask_frames, masks)
-            loss = loss_of(state.network(windows), torch.from_numpy(labels).to(device))
+            wanted = torch.from_numpy(labels).to(device)  # (W,)
+            if config.train.mixup:
+                windows, wanted = mix(windows, wanted, config.train.mixup, masks)
+            loss = loss_of(state.network(windows), wanted)
             state.steps += 1
             for group in state.optimiser.param_groups:
                 group["lr"] = config.train.learning_rate * noam(state.steps, config.train.warmup_steps)
             state.optimiser.zero_grad()
             loss.backward()
             state.optimiser.step()
+            state.follow(config.train.average)
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise BadInput(f"training diverged: the loss of epoch {epoch} is {mean}; lower train.learning_rate")
+        weights = {k: v.clone() for k, v in state.network.state_dict().items()}
+        state.network.load_state_dict(state.average)
         held_loss, accuracy = evaluate(state.network, held, validation)
+        state.network.load_state_dict(weights)
         if not state.best or held_loss < state.curves["validation_loss"][state.best_epoch - 1]:
             state.best_epoch = epoch
-            state.best = {k: v.detach().cpu().clone() for k, v in state.network.state_dict().items()}
+            state.best = {k: v.detach().cpu().clone() for k, v in state.average.items()}
         point = {"epoch": epoch, "loss": mean, "validation_loss": held_loss, "accuracy": accuracy}
         for name, value in point.items():
             state.curves[name].append(value)
@@ -198,24 +217,44 @@ def hold(windows: Tensor, count: int, longest: int, rng: np.random.Generator) ->
         windows[:, :, start : start + 1 + int(rng.integers(longest))] = windows[:, :, start : start + 1].clone()
 
 
+def mix(windows: Tensor, labels: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al., 2018): each window and its label become a blend with those of another of the batch.
+
+    windows: (W, 1, frames, coefficients); labels: (W,). The share is drawn anew for each window, from Beta(alpha, alpha).
+    """
+    share = torch.from_numpy(rng.beta(alpha, alpha, len(windows)).astype(np.float32)).to(windows.device)  # (W,)
+    other = torch.from_numpy(rng.permutation(len(windows))).to(windows.device)  # (W,)
+    blend = share[:, None, None, None]  # (W, 1, 1, 1)
+    return blend * windows + (1 - blend) * windows[other], share * labels + (1 - share) * labels[other]
+
+
 @torch.inference_mode()
 def evaluate(network: nn.Module, held: Tensor, validation: Dataset) -> tuple[float, float]:
     """(loss, accuracy) by recording of the validation split: clean, and one noisy variant, as the gate will ask.
 
     held: (1 + V, N, frames, coefficients).
     """
-    network.eval()
-    owner = torch.from_numpy(np.repeat(np.arange(len(validation)), np.diff(validation.offsets))).to(held.device)  # (N,)
-    counts = torch.bincount(owner, minlength=len(validation))  # (R,)
-    answers = []
-    for variant in held[:2]:
-        logits = torch.cat([network(part[:, None]) for part in variant.split(256)])  # (N,)
-        sums = torch.zeros(len(validation), device=held.device).index_add_(0, owner, torch.sigmoid(logits))  # (R,)
-        answers.append((sums / counts).clamp(1e-6, 1 - 1e-6))
-    heard = torch.stack(answers)  # (2, R)
+    heard = answers(network, held, validation)  # (2, R)
     labels = torch.from_numpy(validation.labels).to(held.device).expand_as(heard)  # (2, R)
     loss = nn.functional.binary_cross_entropy(heard, labels)
     return float(loss), float(((heard > 0.5) == (labels > 0.5)).float().mean())
+
+
+@torch.inference_mode()
+def answers(network: nn.Module, held: Tensor, validation: Dataset) -> Tensor:
+    """Probability of each recording of the validation split, clean and in one noisy variant: (2, R), or (1, R).
+
+    held: (1 + V, N, frames, coefficients).
+    """
+    network.eval()
+    owner = torch.from_numpy(np.repeat(np.arange(len(validation)), np.diff(validation.offsets))).to(held.device)  # (N,)
+    counts = torch.bincount(owner, minlength=len(validation))  # (R,)
+    heard = []
+    for variant in held[:2]:
+        logits = torch.cat([network(part[:, None]) for part in variant.split(32)])  # (N,)
+        sums = torch.zeros(len(validation), device=held.device).index_add_(0, owner, torch.sigmoid(logits))  # (R,)
+        heard.append((sums / counts).clamp(1e-6, 1 - 1e-6))
+    return torch.stack(heard)  # (2, R)
 
 
 def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
@@ -228,12 +267,24 @@ def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
             "dropout": config.model.dropout,
         },
         "features": config.features.model_dump(mode="json"),
-        "decision": config.decision.model_dump(mode="json"),
         "parameters": parameters(state.network),
         "epoch": state.best_epoch,
         "partition": config.partition,
         "seed": config.seed,
     }
+
+
+def decide(config: Config, validation: Dataset, state: State) -> dict[str, Any]:
+    """Temperature and inconclusive band of the best weights, fitted on the validation split, clean and in noise."""
+    network, rule = state.network.cpu(), config.decision
+    network.load_state_dict(state.best)
+    heard = answers(network, torch.from_numpy(validation.variants[:2]), validation).double().numpy()  # (2, R)
+    labels = np.tile(validation.labels, len(heard)).astype(int)  # (2 R,)
+    temperature = round(calibration.temperature(labels, heard.ravel()), 4)
+    sure = calibration.calibrated(heard.ravel(), temperature)  # (2 R,)
+    limits = {"least": rule.band, "most": rule.max_band, "accuracy": rule.accuracy}
+    band = calibration.band(labels, sure, rule.threshold, **limits)
+    return {"calibration": {"temperature": temperature}, "decision": {"threshold": rule.threshold, "band": band}}
 
 
 def batches(train: Dataset, config: Config, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

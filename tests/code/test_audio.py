@@ -195,10 +195,44 @@ def test_bandwidth_tells_telephone_from_studio() -> None:
     assert decode(encode(tone(hertz=1000)), **LIMITS).bandwidth_hz == pytest.approx(1000, abs=400)
 
 
+def syllables(seed: int, seconds: float = 4.0) -> np.ndarray:
+    """A buzz in syllables of an eighth of a second, a third of them silent."""
+    n = int(seconds * 16000)
+    loud = np.repeat(np.random.default_rng(seed).permutation(np.resize([0, 0.5, 1], n // 2000)), 2000)
+    return 0.05 * loud * sum(tone(seconds, hertz=120 * k, peak=2 / k) for k in range(1, 20))
+
+
+@given(seed=st.integers(0, 1000), level=st.floats(0.05, 1), seconds=st.sampled_from([1.5, 4.0, 9.0]))
+@settings(max_examples=15, deadline=None)
+def test_snr_follows_the_noise_that_was_added_not_the_level(seed: int, level: float, seconds: float) -> None:
+    speech, noise = syllables(seed, seconds), np.random.default_rng(seed).standard_normal(int(seconds * 16000))
+    noise *= np.sqrt(np.mean(speech**2) / np.mean(noise**2))
+    added = np.arange(5, 31, 5)
+    found = [decode(encode(level * (speech + noise / 10 ** (db / 20))), **LIMITS).snr_db for db in added]
+    assert np.diff(found).min() > 3
+    assert np.abs(found - added).max() < 5
+
+
+def test_a_click_moves_snr_little() -> None:
+    speech = syllables(0) + np.random.default_rng(0).standard_normal(64000) / 300
+    clicked = np.where(np.arange(64000) == 999, 0.95, speech / 10)
+    before, after = (decode(encode(heard), **LIMITS).snr_db for heard in (speech / 10, clicked))
+    assert after == pytest.approx(before, abs=0.2)
+
+
+def test_snr_of_what_has_no_pauses_or_no_noise_is_a_number() -> None:
+    assert decode(encode(tone()), **LIMITS).snr_db == audio.FLOOR_SNR_DB
+    assert decode(encode(np.random.default_rng(0).standard_normal(64000) / 9), **LIMITS).snr_db < 0
+    gated = np.where(np.arange(16000) < 8000, 0, tone())
+    assert decode(encode(gated), **LIMITS).snr_db == pytest.approx(
+        20 * np.log10(0.5 / np.sqrt(2) * 32768) + 10.8, abs=1
+    )
+
+
 def test_facts_are_finite_numbers() -> None:
     heard = decode(encode(np.full(16000, 0.25)), **(LIMITS | {"silence_dbfs": -120.0}))
     assert heard.rms_dbfs == audio.FLOOR_DBFS
-    assert np.isfinite([heard.seconds, heard.peak, heard.clipped, heard.bandwidth_hz]).all()
+    assert np.isfinite([heard.seconds, heard.snr_db, heard.peak, heard.clipped, heard.bandwidth_hz]).all()
 
 
 def test_noise_tracks_may_be_faint_and_keep_what_16_bits_would_lose() -> None:

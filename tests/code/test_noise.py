@@ -174,3 +174,66 @@ def test_inserts_are_drawn_alone_from_the_stream() -> None:
     # The noise depends on the length of the speech, never on what is said, let alone on the label.
     other = noise.insert(np.zeros(8000, np.float32), tracks, **LAW, rng=rng(1))
     assert np.abs(once - speech - other).max() < 1e-6
+
+
+class Tapped:
+    """A track that counts how often it is cropped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.crops = 0
+        real = noise.crop
+
+        def crop(*arguments: object) -> np.ndarray:
+            self.crops += 1
+            return real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(noise, "crop", crop)
+
+
+def test_the_number_of_crops_varies_from_one_to_inserts(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for seed in range(40):
+        with monkeypatch.context() as patch:
+            tap = Tapped(patch)
+            noise.insert(hum(2000), [hum(4000, 1)], **LAW, vary=True, rng=rng(seed))
+            counts.append(tap.crops)
+    assert set(counts) == {1, 2, 3}
+    assert min(counts.count(n) for n in (1, 2, 3)) > 5
+    tap = Tapped(monkeypatch)
+    noise.insert(hum(2000), [hum(4000, 1)], **(LAW | {"inserts": 0}), vary=True, rng=rng())
+    assert tap.crops == 0
+
+
+def decibels(speech: np.ndarray, mixed: np.ndarray) -> float:
+    added = mixed.astype(float) - speech
+    return float(10 * np.log10(np.square(speech.astype(float)).mean() / np.square(added).mean()))
+
+
+@given(wanted=st.floats(-10, 40), loud=st.floats(0.01, 1), inserts=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_the_snr_is_what_was_asked(wanted: float, loud: float, inserts: int, seed: int) -> None:
+    speech = hum(8000, 5) * np.float32(loud)
+    law = LAW | {"inserts": inserts, "law": "snr", "min_snr_db": wanted, "max_snr_db": wanted}
+    mixed = noise.insert(speech, [hum(30000, 1), hum(9000, 2)], **law, rng=rng(seed))
+    assert decibels(speech, mixed) == pytest.approx(wanted, abs=0.05)
+    assert decibels(speech, speech + noise.at_snr(speech, hum(8000, 3), wanted)) == pytest.approx(wanted, abs=0.05)
+
+
+def test_the_snr_is_spread_over_its_range_and_silence_stays_silent() -> None:
+    speech, law = hum(8000, 5), LAW | {"law": "snr", "min_snr_db": 0.0, "max_snr_db": 20.0}
+    found = [decibels(speech, noise.insert(speech, [hum(30000, 1)], **law, rng=rng(seed))) for seed in range(60)]
+    assert min(found) >= -0.01
+    assert max(found) <= 20.01
+    assert np.histogram(found, 4, (0, 20))[0].min() > 5
+    assert not noise.insert(np.zeros(8000, np.float32), [hum(30000, 1)], **law, rng=rng()).any()
+
+
+def test_varied_noise_at_an_snr_depends_on_the_recording_alone() -> None:
+    """The same stream gives the same crops in the same proportions, whatever is said and whoever says it."""
+    law = LAW | {"vary": True, "law": "snr", "min_snr_db": 5.0, "max_snr_db": 15.0}
+    tracks = [hum(30000, 1), hum(9000, 2)]
+    speech, other = hum(8000, 5), 3 * hum(8000, 6)
+    one = noise.insert(speech, tracks, **law, rng=rng(4)) - speech
+    two = noise.insert(other, tracks, **law, rng=rng(4)) - other
+    assert np.corrcoef(one, two)[0, 1] == pytest.approx(1, abs=1e-4)
+    assert decibels(speech, speech + one) == pytest.approx(decibels(other, other + two), abs=0.05)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from spira_train import covid19_cough, extract, manifest, noise
+from spira_train import covid19_cough, drift, extract, manifest, noise
 from spira_train.config import Config
 from spira_train.outcome import BadInput
 from spira_train.store import Lake, digest_file
@@ -73,6 +73,21 @@ def test_exactly_the_right_files_are_kept(extracted: tuple[Lake, dict[str, dict]
     narrow = [row["bandwidth_hz"] for row in kept.values() if row["site"] == "call-center"]
     wide = [row["bandwidth_hz"] for row in kept.values() if row["site"] == "telegram"]
     assert np.median(narrow) <= 4000 < 7000 < np.median(wide)
+
+
+@real
+@pytest.mark.slow
+def test_another_source_is_drift_and_another_half_of_the_same_is_none(extracted: tuple[Lake, dict[str, dict]]) -> None:
+    calls, messages = (
+        pq.read_table(io.BytesIO(extracted[0].read("audio", day, manifest.NAME))).to_pylist() for day in DAYS
+    )
+    found = {finding.name: finding for finding in drift.compare(drift.statistics(calls), messages)}
+    drifted = {name for name, finding in found.items() if finding.drifted}
+    assert {"site", "bandwidth_hz", "label", "source_rate", "source_channels"} <= drifted
+    assert found["site"].text.startswith("site: telegram 100%, was 0% ")
+    assert not drifted & {"sex", "age", "cause", "score", "features"}  # nobody delivered them
+    halves = calls[::2], calls[1::2]  # in the order of digests: at random
+    assert not [f.text for f in drift.compare(drift.statistics(halves[0]), halves[1]) if f.drifted]
 
 
 @real

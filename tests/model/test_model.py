@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spira_train.model import MODELS, build, parameters
+from spira_train.model import MODELS, Dropout, MishPool, build, parameters
 from spira_train.outcome import BadInput
 
 
@@ -43,3 +43,39 @@ def test_unknown_name_lists_the_known():
 def test_too_short_a_window_is_told():
     with pytest.raises(BadInput, match="too few for spira_v1"):
         build("spira_v1", frames=20, coefficients=40, dropout=0.1)
+
+
+@pytest.mark.parametrize(("frames", "scale"), [(9, 1.0), (10, 30.0), (2, 0.1)])
+def test_mish_and_pooling_in_one_give_what_torchs_two_layers_give(frames, scale):
+    torch.manual_seed(0)
+    ours = (torch.randn(2, 3, frames, 5) * scale).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    one, two = MishPool()(ours), torch.nn.functional.max_pool2d(torch.nn.functional.mish(theirs), (2, 1))
+    assert torch.allclose(one, two, rtol=1e-5, atol=1e-6)
+    above = torch.randn_like(one)
+    one.backward(above)
+    two.backward(above)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_keeps_its_share_and_the_mean_and_follows_torchs_seed():
+    layer, ones = Dropout(0.7), torch.ones(400, 501)
+    torch.manual_seed(1)
+    dropped = layer(ones)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.7, abs=0.005)
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.3], rel=1e-3)
+    assert not torch.equal(layer(ones), dropped)
+    torch.manual_seed(1)
+    assert torch.equal(layer(ones), dropped)
+    assert torch.equal(Dropout(0.0)(ones), ones)
+    assert torch.equal(layer.eval()(ones), ones)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_does_not_depend_on_its_neighbours(name):
+    torch.manual_seed(0)
+    network, x = build(name, frames=401, coefficients=40, dropout=0.3).eval(), torch.randn(5, 1, 401, 40) * 10
+    with torch.inference_mode():
+        alone = torch.cat([network(one[None]) for one in x])
+        assert torch.allclose(torch.sigmoid(network(x)), torch.sigmoid(alone), atol=1e-6)

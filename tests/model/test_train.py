@@ -55,10 +55,11 @@ def test_second_training_is_not_done(trained):
 
 @pytest.mark.slow
 def test_killed_training_ends_in_the_same_bytes(trained, tmp_path, capsys):
-    """SIGKILL at random moments, again and again, then let it finish."""
+    """SIGKILL at random moments, again and again, then let it finish; with all that a training carries along."""
     lake, _ = trained
-    whole, config = start_run(lake, tmp_path / "whole", train__epochs=40)
-    torn, _ = start_run(lake, tmp_path / "torn", train__epochs=40)
+    everything = {"train__epochs": 40, "train__mixup": 0.4, "train__average": 0.95, "train__time_masks": 2}
+    whole, config = start_run(lake, tmp_path / "whole", **everything)
+    torn, _ = start_run(lake, tmp_path / "torn", **everything)
     fit(lake, whole, config)
     luck, seen = random.Random(7), set()
 
@@ -188,6 +189,81 @@ def test_time_stands_still_where_it_is_masked():
     assert not torch.equal(held, torch.arange(50.0))
     assert set(held.tolist()) <= set(range(50))
     assert (held.diff() >= 0).all() or (held <= torch.arange(50.0)).all()
+
+
+def toy(count: int = 12, frames: int = 60) -> Dataset:
+    """Recordings of one window, clean and noisy; patients are louder in the second half."""
+    rng = np.random.default_rng(0)
+    variants = rng.standard_normal((2, count, frames, 40)).astype(np.float32)
+    labels = np.array([0.0, 1.0] * (count // 2), np.float32)
+    variants[:, labels == 1, frames // 2 :] *= 3
+    return Dataset(variants, np.arange(count + 1), labels, [str(i) for i in range(count)])
+
+
+def fitted(folder: Path, epochs: int = 3, **overrides: object) -> train.State:
+    """A few epochs on `toy`, from the checkpoint in `folder` where there is one."""
+    named = {f"train.{name}": value for name, value in overrides.items()} | {"train.epochs": epochs, "threads": 1}
+    config = configuration.resolve(configuration.preset_files("fast"), named | {"partition": "2026-11-03"})
+    tracker = Tracker(None, folder, config)
+    return train.fit(toy(), toy(), config, torch.device("cpu"), folder / "checkpoint", tracker)
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_mixup_blends_each_window_with_another_and_its_label_by_the_same_share():
+    labels = torch.tensor([0.0, 1, 0, 1, 1, 0])
+    windows = torch.stack([labels, torch.arange(6.0)], 1)[:, None, None]  # (6, 1, 1, 2): label and number
+    mixed, wanted = train.mix(windows, labels, 0.8, np.random.default_rng(0))
+    assert torch.allclose(mixed[:, 0, 0, 0], wanted)
+    assert ((wanted > 0) & (wanted < 1)).any()
+    assert len(set(mixed[:, 0, 0, 1].tolist())) > 3
+    assert 0 <= float(mixed[:, 0, 0, 1].min()) <= float(mixed[:, 0, 0, 1].max()) <= 5
+    again, _ = train.mix(windows, labels, 0.8, np.random.default_rng(0))
+    assert torch.equal(mixed, again)
+    assert torch.equal(windows[:, 0, 0, 1], torch.arange(6.0))
+
+
+def test_mixup_changes_what_is_learnt_only_where_it_is_asked_for(tmp_path):
+    plain = fitted(tmp_path / "plain", mixup=0.0)
+    assert same(plain.best, fitted(tmp_path / "again", mixup=0.0).best)
+    assert not same(plain.best, fitted(tmp_path / "mixed", mixup=0.4).best)
+
+
+def test_the_average_lies_between_where_the_weights_were_and_are():
+    state = train.State(CONFIG, 60, 40, torch.device("cpu"))
+    before = {k: v.clone() for k, v in state.average.items()}
+    state.steps = 1000
+    with torch.no_grad():
+        for weight in state.network.parameters():
+            weight.add_(1.0)
+    state.follow(0.9)
+    assert all(torch.allclose(state.average[k] - before[k], torch.tensor(0.1), atol=1e-6) for k in before)
+    state.steps = 10  # half of it at most, while the random start is near
+    state.follow(0.9)
+    assert all(torch.allclose(state.average[k] - before[k], torch.tensor(0.55), atol=1e-6) for k in before)
+
+
+def test_without_averaging_the_weights_themselves_are_kept(tmp_path):
+    state = fitted(tmp_path, average=0.0)
+    now = state.network.state_dict()
+    assert same(state.average, dict(now))
+    averaged = fitted(tmp_path / "averaged", average=0.9)
+    assert not same(averaged.average, dict(averaged.network.state_dict()))
+    if averaged.best_epoch == 3:
+        assert same(averaged.best, averaged.average)
+
+
+def test_a_checkpoint_carries_the_average_and_a_resumed_training_repeats_all_draws(tmp_path):
+    recipe = {"mixup": 0.4, "average": 0.9, "time_masks": 2}
+    whole = fitted(tmp_path / "whole", epochs=6, **recipe)
+    fitted(tmp_path / "torn", epochs=2, **recipe)
+    torn = fitted(tmp_path / "torn", epochs=6, **recipe)
+    assert same(torn.average, whole.average)
+    assert same(torn.best, whole.best)
+    assert torn.curves == whole.curves
+    assert (tmp_path / "torn/checkpoint").read_bytes() == (tmp_path / "whole/checkpoint").read_bytes()
 
 
 def test_checkpoints_do_not_stay(trained):

@@ -36,7 +36,7 @@ up: environments  ## Start Airflow, MLflow and TorchServe on this machine and ke
 down:  ## Stop what `make up` started; the data stays
 	@if test -x $(BIN)/python; then $(BIN)/python -m local.stack down; else echo "nothing was running"; fi
 
-status:  ## Say what runs and where
+status:  ## Say what runs and where, which model is served, since when and why
 	@if test -x $(BIN)/python; then $(BIN)/python -m local.stack status; else echo "not running; 'make up' starts it"; fi
 
 images:  ## Build the container images (VARIANT=cuda for GPUs; images/build.py explains BASE, CA_BUNDLE, WHEELS)
@@ -51,7 +51,7 @@ compose-up:  ## Start the stack in containers (after `make images`) and wait unt
 compose-down:  ## Stop the stack in containers; the data stays in the engine's volumes
 	@$(PYTHON) -m local.compose down
 
-compose-status:  ## Say what runs in containers, how it is, and where
+compose-status:  ## Say what runs in containers, how and where, which model is served, since when and why
 	@$(PYTHON) -m local.compose status
 
 environments:  ## Create the two locked Python environments, side by side

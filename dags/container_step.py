@@ -162,7 +162,7 @@ class ContainerStep(DockerOperator):
         self.container = self.cli.create_container(
             image=image,
             command=self.command,
-            environment=self.environment | {"SPIRA_IMAGE": image},
+            environment=self.environment | {"SPIRA_IMAGE_DIGEST": image},
             user=self.user,
             labels=self.labels,
             host_config=limits,

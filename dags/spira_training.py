@@ -14,8 +14,8 @@ night at 03:00 UTC the day before is processed, with the preset that `SPIRA_PRES
 | `validate` | measures on the frozen test set, clean and in ward noise, and asks the gate | |
 | `verdict` | the gate blessed the model: go on; or it did not: `refused` | |
 | `package` | builds the archive and tries it in a sandbox model server | fails when the sandbox refuses |
-| `approve` | waits for a human, only where the param `approve` is set | a rejection skips what follows |
-| `register` | new version in MLflow and TorchServe | publishes the asset `spira/champion` |
+| `approve` | waits for a human, only where the param `approve` is set | a no skips what follows, no answer fails |
+| `register` | new version in MLflow, with who approved it, and in TorchServe | publishes the asset `spira/champion` |
 | `verify` | golden recordings through the live server; rolls back on any difference | |
 | `refused` | the gate said no. The run fails with the reason; **the champion goes on serving** | |
 
@@ -45,6 +45,7 @@ if PRESET not in FORM["presets"]:
 RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
 PARTITION = "{{ partition_of(params, partition_key) }}"
 SETTINGS = "{{ settings_of(params) }}"
+APPROVAL = "{{ approval_of(params, ti.xcom_pull('approve')) }}"
 QUESTION = """
 {% set found = ti.xcom_pull('validate') -%}
 The gate blessed it. On the frozen test set:
@@ -89,6 +90,21 @@ def settings_of(params: dict) -> str:
     return "\n".join(f"--set={name}={json.dumps(value)}" for name, value in chosen.items())
 
 
+def approval_of(params: dict, answer: dict | None) -> str:
+    """Who said yes, and when, as words of `spira-train register`; none where nobody had to be asked.
+
+    answer: what the task `approve` gave: `responded_by_user` {id, name}, `responded_at` (a time, or its ISO form).
+    """
+    if not params["approve"]:
+        return ""
+    user = (answer or {}).get("responded_by_user")
+    if not user or answer["chosen_options"] != [ApprovalOperator.APPROVE]:
+        raise AirflowFailException("the param `approve` is on, but no human's yes is on record; clear `approve`")
+    name = " ".join((user.get("name") or user["id"]).split())  # one line: a line is a word
+    at = answer["responded_at"]
+    return f"--approver={name}\n--approved-at={at if isinstance(at, str) else at.isoformat()}"
+
+
 @task.branch
 def verdict(ti=None):
     """Go on with a blessed model; anything else is refused."""
@@ -126,7 +142,7 @@ with DAG(
     max_active_runs=1,
     params=OWN | {name: field(name, spec) for name, spec in FORM["fields"].items()},
     default_args=DEFAULTS,
-    user_defined_macros={"partition_of": partition_of, "settings_of": settings_of},
+    user_defined_macros={"partition_of": partition_of, "settings_of": settings_of, "approval_of": approval_of},
     tags=["spira", "training"],
 ) as dag:
     setup = step(
@@ -146,7 +162,7 @@ with DAG(
         retries=0,
     )
     register = step(
-        "register", "register", *RUN, execution_timeout=HOUR / 4,
+        "register", "register", *RUN, APPROVAL, execution_timeout=HOUR / 4,
         outlets=[Asset("spira/champion")], tell=("validate",), trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
     )  # fmt: skip
     verify = step("verify", "verify", *RUN, execution_timeout=HOUR / 4)

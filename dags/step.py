@@ -31,7 +31,8 @@ DEFAULTS = {
 # What a step is told of its surroundings. Nothing else of the worker's environment reaches it: no Airflow secrets.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
 PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models", "SPIRA_KEYS": "/keys"}
-PROCESS_ONLY = ("SPIRA_KEYS", "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
+KEEP = "SPIRA_KEEP"  # how many versions keep their archives
+PROCESS_ONLY = (KEEP, "SPIRA_KEYS", "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
 Right = Literal["read", "write"]
 
 
@@ -51,7 +52,7 @@ REACH = {
     "extract": Reach(lake="write", runs="read"),
     "features": Reach(lake="write", runs="read"),
     "train": Reach(lake="read", network=True),  # MLflow's live curves
-    "validate": Reach(lake="read"),
+    "validate": Reach(lake="read", network=True),  # MLflow's champion
     "package": Reach(),  # its sandbox listens on the container's own loopback
     "register": Reach(models="write", keys="read", network=True),
     "verify": Reach(keys="read", network=True),
@@ -117,6 +118,8 @@ def settings(env: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"SPIRA_MEMORY is {memory!r}; allowed: a number with k, m or g, such as 8g")
     if not re.fullmatch(r"\d+(\.\d+)?", cpus) or float(cpus) <= 0:
         raise ValueError(f"SPIRA_CPUS is {cpus!r}; allowed: how many, such as 2 or 1.5")
+    if (keep := env.get(KEEP)) and not (keep.isdigit() and int(keep) >= 2):
+        raise ValueError(f"{KEEP} is {keep!r}; allowed: how many versions keep their archives, at least 2")
     return {
         "runtime": runtime,
         "gpus": gpus,
@@ -151,7 +154,8 @@ def _told(reach: Reach) -> dict[str, str]:
     places = {name: PLACES[name] for name in _rights(reach)}
     if "SPIRA_KEYS" in places:
         places["SPIRA_KEYS"] += "/key_file.json"
-    return places | {name: os.environ[name] for name in ADDRESSES if reach.network and name in os.environ}
+    names = (*(ADDRESSES if reach.network else ()), *((KEEP,) if reach.models else ()))
+    return places | {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def _mounts(reach: Reach, volumes: Mapping[str, str]) -> list[Mount]:

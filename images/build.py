@@ -114,6 +114,8 @@ class Build:
         tag = f"{name}:{self.revision}" + ("-cuda" if torch and self.variant == "cuda" else "")
         tags = [tag, f"{name}:{os.environ.get('TAG') or 'latest'}"]
         dockerfile, args = IMAGES / image.folder / "Dockerfile", {image.argument: under}
+        if name == "spira_train":
+            args["REVISION"] = self.revision
         network = "host" if image.on == "base" else "none"  # what stands on the base alone takes Debian packages
         self._build(name, tags, dockerfile, ROOT, args, network=network, labels=about)
         self.made[name] = tag

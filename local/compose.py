@@ -24,7 +24,9 @@ START_SECONDS, RESTARTS = 300.0, 3
 PORTS = {"airflow-apiserver": "AIRFLOW_PORT", "mlflow": "MLFLOW_PORT", "torchserve": "INFERENCE_PORT"}
 IMAGES = tuple(f"spira_{name}" for name in ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy"))
 # Settings handed on where they are set; docker-compose.yaml has their defaults.
-PASSED = ("SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_PARALLELISM")
+PASSED = (
+    "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -85,13 +87,24 @@ def down() -> None:
 
 
 def status() -> None:
-    """Say what runs, how it is, and where."""
+    """Say what runs, how it is, and where; and which model it serves, since when and why."""
     chosen = running()
     if not chosen:
         print("not running; `make compose-up` starts it")
         return
     found = engine.states(chosen["SPIRA_STACK_NAME"])
-    print("\n".join([*table(sorted(found), found, chosen), "", *addresses(chosen)]))
+    print("\n".join([*table(sorted(found), found, chosen), "", *addresses(chosen), ""]), flush=True)
+    subprocess.run(asking(chosen, terminal=sys.stdout.isatty()), check=False)
+
+
+def asking(chosen: Mapping[str, str], *, terminal: bool = False) -> list[str]:
+    """The command that asks the stack from within what it serves: there are the tokens, and who renews them."""
+    stack = chosen["SPIRA_STACK_NAME"]
+    words = ["docker", "run", "--rm", *(["--tty"] if terminal else []), "--user", "10001:10001", "--read-only"]
+    words += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
+    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro", chosen["SPIRA_TRAIN_IMAGE"]]
+    words += ["spira-train", "status", "--mlflow", "http://mlflow:5000", "--keys", "/keys/key_file.json"]
+    return [*words, "--inference", "http://torchserve:8085", "--management", "http://torchserve:8086"]
 
 
 def running() -> dict[str, str] | None:

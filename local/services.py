@@ -89,7 +89,7 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "SPT_NOENV": "1",  # else Airflow's process titles overwrite the mark by which `down` finds its processes
         "SPIRA_RUNTIME": os.environ.get("SPIRA_RUNTIME", "process"),
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
-        **{name: os.environ[name] for name in ("SPIRA_PRESET", "SPIRA_GPUS") if name in os.environ},
+        **{name: os.environ[name] for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP") if name in os.environ},
         **stack["places"],
         **{f"AIRFLOW__{s}__{name}": str(value) for s, options in sections.items() for name, value in options.items()},
     }

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from local.airflow_api import Airflow
 from local.ports import PortTaken, choose_ports
-from local.services import ROOT, SERVICES, alone, command, describe, var
+from local.services import MODEL, ROOT, SERVICES, alone, command, describe, var
 
 START_SECONDS, STOP_SECONDS = 180.0, 20.0
 console = Console(highlight=False)
@@ -91,7 +91,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Say what runs and where."""
+    """Say what runs and where, and which model it serves, since when and why."""
     stack = state()
     if not stack:
         console.print("not running; `make up` starts it")
@@ -99,6 +99,13 @@ def status() -> None:
     healthy = {name: 0.0 for name in stack["services"] if _healthy(name, stack["health"][name])}
     console.print(_table(stack, healthy, None))
     _say(addresses(stack))
+    if {"mlflow", "torchserve"} <= set(stack["services"]):
+        console.print()
+        names = {"mlflow": "MLFLOW_TRACKING_URI"} | {
+            n: f"SPIRA_{n.upper()}" for n in ("inference", "management", "keys")
+        }
+        flags = [word for name, place in names.items() for word in (f"--{name}", stack["places"][place])]
+        subprocess.run([MODEL / "spira-train", "status", *flags], check=False)
 
 
 def supervise(stack: Mapping[str, Any]) -> int:

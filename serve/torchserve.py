@@ -4,11 +4,14 @@ Another model server is a second module with these functions. Nothing here is sp
 golden recordings' format.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,20 @@ def predict(server: Server, content: bytes, version: str | None = None, *, windo
     return _call(server, server.inference, "inference", "POST", path, data=content, headers=headers)
 
 
+def answering(server: Server) -> str | None:
+    """The version that answers whoever asks for none in particular, in its own words; None where there is no model.
+
+    Raises `TryAgain` where the server is away, or its model cannot answer.
+    """
+    answer = predict(server, b"not a recording")  # what refuses it names itself as well
+    if answer.status_code == 404:
+        return None
+    try:
+        return str(answer.json()["model"]["version"])
+    except (ValueError, KeyError, TypeError):
+        raise TryAgain(f"TorchServe at {server.inference} answered {_reason(answer)}") from None
+
+
 def promote(server: Server, version: str) -> bool:
     """Make `version` the default one; False where it already was. Raises `Refused` unless it has a READY worker."""
     known = _version(server, version)
@@ -144,6 +161,27 @@ def unregister(server: Server, version: str) -> bool:
     if answer.status_code == 403:
         raise Refused(f"{server.name} {version} is the default version; make another one the default first")
     return answer.status_code == 200
+
+
+def discard(server: Server, version: str, store: Path) -> None:
+    """Unload `version` where it is loaded, and delete its archive from the model store."""
+    if _version(server, version):
+        unregister(server, version)
+    with disk_errors(str(store)):
+        (store / f"{server.name}-{version}.mar").unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(store: Path) -> Iterator[None]:
+    """Hold a model store: whoever else promotes a version from it waits. The kernel lets go of it with the process."""
+    with disk_errors(str(store)):
+        store.mkdir(parents=True, exist_ok=True)
+        door = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(door)
 
 
 def status(server: Server) -> dict[str, Any]:
@@ -255,7 +293,13 @@ def _token(server: Server, kind: str, *, renew: bool) -> str:
         if renew:
             bearer = {"Authorization": f"Bearer {keys['API']['key']}"}
             url = f"{server.management}/token"
-            requests.get(url, params={"type": kind}, headers=bearer, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+            try:
+                requests.get(url, params={"type": kind}, headers=bearer, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+            except requests.RequestException:
+                raise TryAgain(
+                    f"{server.keys}: the token is too old, and TorchServe's management API at {server.management}, "
+                    "which renews it, does not answer"
+                ) from None
             return _token(server, kind, renew=False)
         return str(keys[kind]["key"])
     except FileNotFoundError:

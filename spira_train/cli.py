@@ -1,21 +1,21 @@
 """The command line `spira-train`: one step, one command, one container. All reading of options happens here."""
 
-import inspect
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from spira_train import config as configuration
+from spira_train import workshop
 from spira_train.outcome import Exit, StepError, TryAgain
 from spira_train.progress import say
 from spira_train.step import emit
 from spira_train.store import Lake, write_atomic
+from spira_train.workshop import LakeOption
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -23,9 +23,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 RunOption = Annotated[Path, typer.Option("--run", help="Run folder, as `setup` named it")]
-LakeOption = Annotated[
-    str, typer.Option("--lake", envvar="SPIRA_LAKE", help="The data lake: a folder or an fsspec URI")
-]
 PartitionOption = Annotated[str, typer.Option("--partition", help="Work on this partition alone")]
 GateOption = Annotated[Path, typer.Option(envvar="SPIRA_GATE", help="The gate's limits")]
 MlflowOption = Annotated[str, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow's address")]
@@ -88,11 +85,18 @@ def train(run: RunOption, lake: LakeOption, mlflow: MlflowOption = "") -> None:
 
 
 @app.command()
-def validate(run: RunOption, lake: LakeOption, gate: GateOption = configuration.CONFIG_DIR / "gate.yaml") -> None:
-    """Hold the model against the gate; write the quality blessing or refuse."""
+def validate(
+    run: RunOption,
+    lake: LakeOption,
+    gate: GateOption = configuration.CONFIG_DIR / "gate.yaml",
+    mlflow: Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Where the champion is on record")] = "",
+) -> None:
+    """Hold the model against the gate and the champion; write the quality blessing or refuse."""
     from spira_train import validate as step
+    from spira_train.registry import Registry
 
-    report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), gate=gate)
+    registry = Registry(mlflow) if mlflow else None
+    report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), gate=gate, registry=registry)
     _finish("validate", report, report_page=str(run / "validate" / "report.html"))
 
 
@@ -112,13 +116,20 @@ def register(
     keys: KeysOption,
     inference: InferenceOption = INFERENCE,
     management: ManagementOption = MANAGEMENT,
+    approver: Annotated[str, typer.Option(help="Who approved it; empty: nobody was asked")] = "",
+    approved_at: Annotated[str, typer.Option(help="When, as an ISO 8601 time")] = "",
+    keep: Annotated[int, typer.Option(min=2, envvar="SPIRA_KEEP", help="Versions that keep their archives")] = 10,
 ) -> None:
     """Register the blessed archive in MLflow and TorchServe, verify it there, make it the default."""
     from serve.torchserve import Server
     from spira_train import register as step
 
-    server = Server(inference, management, keys)
-    _finish("register", step.run(run=run, config=configuration.load(run), models=models, mlflow=mlflow, server=server))
+    server, options = Server(inference, management, keys), {"approver": approver, "approved_at": approved_at}
+    config = configuration.load(run)
+    _finish(
+        "register",
+        step.run(run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, **options),
+    )
 
 
 @app.command()
@@ -137,75 +148,21 @@ def verify(
     _finish("verify", step.run(run=run, config=configuration.load(run), mlflow=mlflow, server=server))
 
 
-def _simulate(lake: LakeOption, force: bool = False, **values: Any) -> None:
-    """Write a lake of synthetic recordings in the form that SPIRA published; its data card says what they are."""
-    from spira_train import simulate as simulator
-
-    emit("simulate", **simulator.run(lake=lake, settings=simulator.read_settings(values), force=force))
-
-
-def _simulation_options() -> Any:
-    """`_simulate` with one option for each field of the settings, so that the two cannot drift apart."""
-    from spira_train.cohort import Simulation
-
-    signature = inspect.signature(_simulate)
-    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    knobs = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[cast(type, field.annotation), typer.Option(help=field.description)],
-        )
-        for name, field in Simulation.model_fields.items()
-    ]
-
-    def command(**values: Any) -> None:
-        _simulate(**values)
-
-    command.__doc__ = _simulate.__doc__
-    command.__signature__ = signature.replace(parameters=[*fixed, *knobs])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*fixed, *knobs]}
-    return command
-
-
-app.command("simulate")(_simulation_options())
-
-
-@app.command("import-covid19-cough")
-def import_covid19_cough(
-    source: Annotated[Path, typer.Argument(help="Folder with metadata.json and raw/")], lake: LakeOption
-) -> None:
-    """Bring the public covid19-cough recordings into the lake as they were collected."""
-    from spira_train import covid19_cough
-
-    emit("import-covid19-cough", **covid19_cough.run(source=source, lake=lake))
-
-
 @app.command()
-def schema() -> None:
-    """Print the fields of the trigger form, with limits and presets: the content of dags/params.json."""
-    from spira_train.form import render
-
-    print(render(), end="")
-
-
-@app.command("config")
-def show_config(
-    preset: Annotated[str, typer.Option(help="A file of the configuration folder, by name")] = "default",
+def status(
+    mlflow: MlflowOption,
+    inference: InferenceOption = INFERENCE,
+    management: ManagementOption = MANAGEMENT,
+    keys: Annotated[Path | None, typer.Option(envvar="SPIRA_KEYS", help="TorchServe's key_file.json")] = None,
 ) -> None:
-    """Show every setting of a preset with its meaning."""
-    from rich.table import Table
+    """Show what is served, since when and why, and what was refused lately; changes nothing."""
+    from serve.torchserve import Server
+    from spira_train import status as report
 
-    config = configuration.resolve(configuration.preset_files(preset), {"partition": "2026-01-01"})
-    values: Any = config.model_dump(mode="json")
-    table = Table("setting", "value", "meaning", title=f"preset {preset}", title_justify="left")
-    for name, spec in configuration.flatten().items():
-        value: Any = values
-        for part in name.split("."):
-            value = value[part]
-        table.add_row(name, yaml.safe_dump(value).splitlines()[0], spec.get("description", ""))
-    Console().print(table)
+    report.show(report.gather(mlflow=mlflow, server=Server(inference, management, keys)), Console(highlight=False))
+
+
+app.registered_commands += workshop.app.registered_commands
 
 
 def _partitions(config: configuration.Config, lake: Lake, only: str) -> list[str]:

@@ -17,12 +17,15 @@ from spira_train import __version__
 from spira_train.config import Config
 from spira_train.outcome import Refused
 from spira_train.step import PACKAGE, fingerprint, modules, perform
-from spira_train.store import digest_file, digest_json, local_lake, read_report, scratch
+from spira_train.store import digest_bytes, digest_file, digest_json, local_lake, read_report, scratch
 
 NAME = "spira"
 SERVE = PACKAGE.parent / "serve"
 HANDLER = SERVE / "handler.py"
 CARD = "model-card.md"
+STATISTICS = "statistics.json"
+# Of validate's results: what the card is written from.
+PAPERS = ("metrics.json", "evidence.json", STATISTICS, "drift.json", "verdict.json")
 # What the handler imports; the archive carries these with all that they import, so it runs what was validated.
 ROOTS = ("audio", "inference")
 # The archiver stamps the minute; zip cannot tell a time before 1980.
@@ -53,10 +56,17 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
         "code": {"spira_train": __version__, "archive": digest_json(code)},
         "limits": config.extract.model_dump(include={"min_seconds", "max_seconds", "silence_dbfs", "max_clipped"}),
     }
-    card = PACKAGE / f"{CARD}.j2"
+    papers = read_papers(run, validated)
     # The version is a function of all that the archive holds: other content, other version.
+    nameless = render(config, lineage | {"version": ""}, trained, validated, papers)
     content = digest_json(
-        {"lineage": lineage, "code": code, "handler": digest_file(HANDLER), "card": digest_file(card)}
+        {
+            "lineage": lineage,
+            "code": code,
+            "handler": digest_file(HANDLER),
+            "card": digest_bytes(nameless.encode()),
+            "statistics": validated["outputs"].get(STATISTICS),
+        }
     )
     lineage |= {"content": content, "version": f"{config.partition}-{content[:8]}"}
     inputs = {"content": content, "train": trained["fingerprint"], "validate": validated["fingerprint"]}
@@ -74,8 +84,9 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
             shutil.copyfile(run / "train" / "model.json", extra / "model.json")
             shutil.copyfile(run / "validate" / "blessing.json", extra / "blessing.json")
             _json(extra / "lineage.json", lineage)
-            metrics = json.loads((run / "validate" / "metrics.json").read_text())
-            (extra / CARD).write_text(render(config, lineage, trained, validated, metrics), encoding="utf-8")
+            if STATISTICS in validated["outputs"]:  # what later models' data is compared with while this one is served
+                shutil.copyfile(run / "validate" / STATISTICS, extra / STATISTICS)
+            (extra / CARD).write_text(render(config, lineage, trained, validated, papers), encoding="utf-8")
             shutil.copyfile(extra / CARD, folder / CARD)
             tree = _archiver(private, lineage["version"], run / "train" / "model.safetensors", extra)
             archive = folder / f"{NAME}-{lineage['version']}.mar"
@@ -94,7 +105,7 @@ def blessed(run: Path) -> dict[str, dict[str, Any]]:
     The files are read again: a report alone proves nothing about what lies beside it now.
     """
     reports = {}
-    for step, files in (("train", ("model.safetensors", "model.json")), ("validate", ("metrics.json", "golden/"))):
+    for step, files in (("train", ("model.safetensors", "model.json")), ("validate", (*PAPERS, "golden/"))):
         report = read_report(*local_lake(run / step))
         if report is None:
             raise Refused(f"{run / step}: not finished; run `spira-train {step}` first")
@@ -134,19 +145,36 @@ def intact(file: Path, expected: str | None) -> None:
         )
 
 
+def read_papers(run: Path, validated: Mapping[str, Any]) -> dict[str, Any]:
+    """Name (without .json) -> content of each of `PAPERS` that `validate` reported, empty without; and of `model`."""
+    papers = {name: run / "validate" / name for name in PAPERS if name in validated["outputs"]}
+    empty: dict[str, Any] = {name.removesuffix(".json"): {} for name in PAPERS}
+    read = {name.removesuffix(".json"): json.loads(file.read_text()) for name, file in papers.items()}
+    return empty | read | {"model": json.loads((run / "train" / "model.json").read_text())}
+
+
 def render(
     config: Config,
     lineage: Mapping[str, Any],
     trained: Mapping[str, Any],
     validated: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    papers: Mapping[str, Any],
 ) -> str:
-    """The model card, in Markdown."""
+    """The model card, in Markdown. papers: what `read_papers` found."""
+    # these bring the libraries of figures and statistics, which nothing else here needs
+    from spira_train import baseline, probes
+    from spira_train.report import described
+
     pages = Environment(  # noqa: S701 - Markdown, not HTML
         loader=FileSystemLoader(PACKAGE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    facts = {"config": config, "lineage": lineage, "metrics": metrics}
+    names = probes.NAMES | {f"baseline_{name}": words for name, words in baseline.NAMES.items()}
+    facts = {"config": config, "lineage": lineage, "names": names, **papers}
     facts |= {"trained": trained["summary"], "validated": validated["summary"]}
+    facts |= {
+        "blind": [name for name in papers["metrics"] if name.startswith("baseline_")],
+        "data": described(papers["statistics"].get("data", {}), {}),
+    }
     return pages.get_template(f"{CARD}.j2").render(**facts)
 
 

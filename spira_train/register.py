@@ -6,49 +6,91 @@ second run changes nothing.
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from serve import torchserve
 from serve.torchserve import Server
 from spira_train.config import Config
-from spira_train.outcome import Refused
+from spira_train.outcome import BadInput, Refused
 from spira_train.package import blessed, check_blessing, intact
 from spira_train.progress import say
-from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, promote
+from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, follow, promote
 from spira_train.step import perform
-from spira_train.store import digest_bytes, digest_json, local_lake, read_report
+from spira_train.store import digest_bytes, digest_file, digest_json, local_lake, read_report
 
+KEEP = 10  # versions whose archives stay
 _TAGS = ("name", "version", "content", "partition", "weights", "description", "blessing", "train", "validate", "config")
+# What MLflow keeps of the run, where it is there, beside curves and archive.
+_FILES = (
+    "config.json",
+    "train/report.json",
+    *(f"validate/{name}.json" for name in ("metrics", "evidence", "verdict", "blessing", "statistics", "drift")),
+    "validate/report.html",
+    *(f"package/{name}" for name in ("package.json", "infra.json", "model-card.md")),
+)
+# Tag -> file of which it is the SHA-256.
+_DIGESTS = {
+    "infra": "package/infra.json",
+    "report": "validate/report.html",
+    "statistics": "validate/statistics.json",
+    "drift": "validate/drift.json",
+}
+_HEADLINES = (("clean", "auc"), ("clean", "accuracy"), ("ward_noise", "accuracy"))
 
 
-def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server) -> dict[str, Any]:
+def run(
+    *,
+    run: Path,
+    config: Config,
+    models: Path,
+    mlflow: str,
+    server: Server,
+    approver: str = "",
+    approved_at: str = "",
+    keep: int = KEEP,
+) -> dict[str, Any]:
     """Register the archive of a run and make it the default version; returns the report (`register/report.json`).
 
-    Raises `Refused` where archive, blessing and weights do not belong together or the server's answers differ from
-    validation's, `TryAgain` where MLflow or TorchServe is away.
+    approver, approved_at: who said yes, and when (ISO 8601); empty where nobody was asked. keep: how many versions keep
+    their archives, beside those that have an alias. Raises `Refused` where archive, blessing and weights do not belong
+    together or the server's answers differ from validation's, `TryAgain` where MLflow or TorchServe is away.
     """
+    approval = _approval(approver, approved_at)
     package = checked(run)
-    version, archive = package["version"], run / "package" / package["file"]
     registry = Registry(mlflow)
-    number = _record(registry, run, archive, package)
-    aliases, known = registry.aliases(), registry.versions()
+    with torchserve.alone(models):  # aliases and default version move together, or not at all
+        number = _record(registry, run, package, approval)
+        return _serve(registry, server, run, package, number, models, keep)
+
+
+def _serve(
+    registry: Registry, server: Server, run: Path, package: Mapping[str, Any], number: str, models: Path, keep: int
+) -> dict[str, Any]:
+    """Load the version, verify it, make it the default and the champion; see `run`."""
+    version, archive = package["version"], run / "package" / package["file"]
     served = torchserve.status(server)
+    # Where this version is the default already, an earlier try was cut off: it is verified first, and promoted then.
+    if served["default"] != version and (mended := follow(registry, served)):
+        say(f"register: {mended}")
+    aliases, known = registry.aliases(), registry.versions()
     champion = known[aliases[CHAMPION]].tags["version"] if CHAMPION in aliases else None
     if known[number].tags.get("promoted") == "true" and champion not in (None, version):
         say(f"register: {version} was the champion before {champion}; a newer one is not pushed aside")
         return _report(run, package, number, champion, {"message": f"{champion} is the champion now"})
-    if champion != version:
-        registry.point(CHALLENGER, number)
-    if served["versions"] and champion is None and served["default"] not in (None, version):
-        say(f"register: {served['default']} is served, but MLflow knows no champion")
+    if champion not in (None, version):
+        _compared(run, champion, known[aliases[CHAMPION]].tags["archive"])
     outcome = torchserve.register(server, archive, version, models)
     say(f"register: {version} is {outcome} and READY")
-    found = _verified(server, version, run, champion)
+    if champion != version:
+        registry.point(CHALLENGER, number)
+    found = _verified(registry, server, version, run, champion)
     torchserve.promote(server, version)
     promote(registry, number)
-    _retire(registry, server)
     say(f"register: {version} is the default version and the champion")
+    _unload(registry, server)
+    _retain(registry, server, models, keep)
     previous = registry.aliases().get(PREVIOUS)  # noted for a rollback, which must not wait for MLflow
     earlier = registry.versions()[previous].tags["version"] if previous else None
     return _report(run, package, number, version, {"verified": found["recordings"], "previous": earlier})
@@ -77,36 +119,92 @@ def checked(run: Path) -> dict[str, Any]:
     return package
 
 
-def _record(registry: Registry, run: Path, archive: Path, package: Mapping[str, Any]) -> str:
-    """The MLflow version of the archive, with its lineage as tags; returns its number."""
+def _compared(run: Path, champion: str, archive: str) -> None:
+    """Raise `Refused` unless validation held this model against the one that is served now."""
+    place = run / "validate" / "verdict.json"
+    report = read_report(*local_lake(run / "validate")) or {"outputs": {}}
+    intact(place, report["outputs"].get("verdict.json"))
+    verdict = json.loads(place.read_text())
+    if verdict.get("champion_archive") != archive:
+        against = f"the champion of then, {verdict['champion']}" if verdict.get("champion") else "no champion"
+        raise Refused(
+            f"{place}: was held against {against}, but {champion} is served now; "
+            "run `spira-train validate` again, with --mlflow"
+        )
+
+
+def _record(registry: Registry, run: Path, package: Mapping[str, Any], approval: dict[str, str]) -> str:
+    """The MLflow version of the archive, with all that says where it comes from and why; returns its number."""
+    archive = run / "package" / package["file"]
     known = registry.version(package["archive"])
     if known:
-        return str(known.version)
+        number = str(known.version)
+        if known.tags.get("retired") == "true":  # and wanted again
+            registry.log(known.run_id, files={f"package/{archive.name}": archive}, metrics={})
+            registry.tag(number, "retired", None)
+        for name, value in approval.items():
+            if known.tags.get(name) != value:
+                registry.tag(number, name, value)
+        return number
     note = run / "mlflow.json"
     earlier = json.loads(note.read_text())["run_id"] if note.is_file() else None
     run_id = registry.run(earlier, run.name, {"partition": package["partition"], "run": run.name})
     metrics = json.loads((run / "validate" / "metrics.json").read_text())
-    flat = {
-        f"test.{probe}.{name}": entry["value"]
-        for probe, entries in metrics.items()
-        for name, entry in entries.items()
-        if isinstance(entry, dict)
-    }
-    names = ("validate/report.html", "validate/metrics.json", "validate/verdict.json", "package/model-card.md")
-    registry.log(run_id, files={name: run / name for name in names if (run / name).is_file()}, metrics=flat)
+    files = {name: run / name for name in _FILES if (run / name).is_file()}
+    registry.log(run_id, files=files, metrics=_numbers(metrics))
+    return registry.create(archive=archive, run_id=run_id, tags=_lineage(run, package, metrics) | approval)
+
+
+def _lineage(run: Path, package: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a version."""
     tags = {name: str(package[name]) for name in _TAGS} | {"archive": package["archive"]}
     tags |= {"partitions": ",".join(package["partitions"]), "inputs": digest_json(package["inputs"])}
     tags |= {"code": package["code"]["spira_train"], "code_archive": package["code"]["archive"]}
-    return registry.create(archive=archive, run_id=run_id, tags=tags)
+    versions = json.loads((run / "train" / "report.json").read_text())["versions"]
+    tags |= {name: versions[name] for name in ("image", "revision") if name in versions}
+    tags |= {name: digest_file(run / file) for name, file in _DIGESTS.items() if (run / file).is_file()}
+    for probe, name in _HEADLINES:
+        if found := metrics.get(probe, {}).get(name):
+            tags[f"{probe}.{name}"] = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    verdict = json.loads((run / "validate" / "verdict.json").read_text())
+    if checks := verdict.get("checks"):
+        tags["checks"] = f"{sum(check['passed'] for check in checks)} of {len(checks)}"
+    return tags
 
 
-def _verified(server: Server, version: str, run: Path, champion: str | None) -> dict[str, Any]:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow shows as metrics: the value of each metric of each probe."""
+    return {
+        f"test.{probe}.{name}": float(entry["value"])
+        for probe, entries in metrics.items()
+        for name, entry in (entries or {}).items()
+        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
+    }
+
+
+def _approval(approver: str, approved_at: str) -> dict[str, str]:
+    if bool(approver) != bool(approved_at):
+        raise BadInput("--approver and --approved-at belong together: give both, or neither where nobody was asked")
+    if not approver:
+        return {}
+    try:
+        datetime.fromisoformat(approved_at)
+    except ValueError:
+        raise BadInput(f"--approved-at is {approved_at!r}; expected an ISO 8601 time") from None
+    return {"approver": approver, "approved_at": approved_at}
+
+
+def _verified(registry: Registry, server: Server, version: str, run: Path, champion: str | None) -> dict[str, Any]:
     try:
         found = torchserve.verify(server, version, run / "validate" / "golden")
     except Refused as error:
+        if champion == version:
+            raise Refused(f"{error}. {version} is the champion and still served; it must be looked at now") from None
+        if champion and torchserve.status(server)["default"] == version:  # promoted by a try that was cut off
+            torchserve.rollback(server, champion)
         # TorchServe makes its very first version the default by itself: without a champion, none is better than wrong
-        if champion != version:
-            torchserve.unregister(server, version)
+        torchserve.unregister(server, version)
+        registry.point(CHALLENGER, None)
         raise Refused(f"{error}. {version} was not promoted; what was served before goes on") from None
     say(
         f"register: {found['recordings']} golden recordings answered as in validation "
@@ -115,16 +213,26 @@ def _verified(server: Server, version: str, run: Path, champion: str | None) -> 
     return found
 
 
-def _retire(registry: Registry, server: Server) -> None:
-    """Unload champions older than the previous one: each version costs a process. Their archives stay."""
-    aliases = registry.aliases()
-    kept = {aliases.get(CHAMPION), aliases.get(PREVIOUS)}
-    loaded = torchserve.status(server)["versions"]
+def _unload(registry: Registry, server: Server) -> None:
+    """Unload versions without an alias: each costs a process. They are former champions, and what kills left behind."""
+    named, served = set(registry.aliases().values()), torchserve.status(server)
     for number, known in registry.versions().items():
         version = known.tags.get("version")
-        if number not in kept and known.tags.get("promoted") == "true" and version in loaded:
+        if number not in named and version in served["versions"] and version != served["default"]:
             torchserve.unregister(server, version)
             say(f"register: {version} is unloaded; its archive stays in the model store")
+
+
+def _retain(registry: Registry, server: Server, models: Path, keep: int) -> None:
+    """Let the archives of all but the newest `keep` versions go, those with an alias excepted; the records stay."""
+    versions = registry.versions()
+    spared = set(sorted(versions, key=int)[-keep:]) | set(registry.aliases().values())
+    for number in sorted(versions.keys() - spared, key=int):
+        tags = versions[number].tags
+        if tags.get("retired") != "true":
+            torchserve.discard(server, tags["version"], models)
+            where = "model store and MLflow" if registry.retire(number) else "model store; MLflow's copy stays"
+            say(f"register: {tags['version']} is retired: its archive left the {where}")
 
 
 def _report(

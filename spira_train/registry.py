@@ -1,11 +1,13 @@
 """The model repository: MLflow's registered model, its versions, its aliases.
 
-`champion` is what is served by default, `previous` what a rollback gives back, `challenger` what is being tried.
+`champion` is what is served by default, `previous` what a rollback gives back, `challenger` what is being tried. The
+model server leads and the aliases follow: it is the server that people get their answers from.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,8 @@ from spira_train.outcome import TryAgain
 MODEL = "spira"
 EXPERIMENT = "spira"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+# MLflow 3.17 takes 100,000 characters for a tag of a version, older servers 5,000.
+TAG_LENGTH = 5000
 # MLflow's own patience is seven retries of two minutes.
 _HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 T = TypeVar("T")
@@ -54,7 +58,8 @@ class Registry:
                 self.client.create_registered_model(MODEL, description="SPIRA: respiratory insufficiency in speech")
             self.client.log_artifact(run_id, str(archive), "package")
             source = f"{self.client.get_run(run_id).info.artifact_uri}/package"
-            return str(self.client.create_model_version(MODEL, source, run_id, tags=dict(tags)).version)
+            fitting = {name: _fitting(value) for name, value in tags.items()}
+            return str(self.client.create_model_version(MODEL, source, run_id, tags=fitting).version)
 
         return self._guard(make)
 
@@ -84,10 +89,47 @@ class Registry:
         """Keep `files` (folder in the run's artifacts -> file) and `metrics` with the run."""
 
         def send() -> None:
+            from mlflow.entities import Metric
+
             for folder, file in files.items():
                 self.client.log_artifact(run_id, str(file), folder.rpartition("/")[0] or None)
-            for name, value in metrics.items():
-                self.client.log_metric(run_id, name, value)
+            now = int(datetime.now(UTC).timestamp() * 1000)
+            self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+
+        self._guard(send)
+
+    def refused(self, count: int) -> list[dict[str, Any]]:
+        """The trainings that the gate refused, newest first: {partition, at (datetime), reasons}, at most `count`."""
+
+        def read() -> list[dict[str, Any]]:
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            if not experiment:
+                return []
+            found = self.client.search_runs(
+                [experiment.experiment_id], "tags.verdict = 'refused'", max_results=count,
+                order_by=["attributes.start_time DESC"],
+            )  # fmt: skip
+            return [
+                {
+                    "partition": run.data.tags.get("partition", ""),
+                    "at": datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000, UTC),
+                    "reasons": [reason for reason in run.data.tags.get("reasons", "").split("; ") if reason],
+                }
+                for run in found
+            ]
+
+        return self._guard(read)
+
+    def note(self, run_id: str, tags: Mapping[str, str], files: Mapping[str, Path]) -> None:
+        """Set tags of an MLflow run and keep `files` with it, unless it carries just these tags already."""
+        tags = {name: value[:TAG_LENGTH] for name, value in tags.items()}
+        if tags.items() <= self._guard(lambda: self.client.get_run(run_id)).data.tags.items():
+            return
+        self.log(run_id, files=files, metrics={})
+
+        def send() -> None:
+            for name, value in tags.items():
+                self.client.set_tag(run_id, name, value)
 
         self._guard(send)
 
@@ -113,7 +155,44 @@ class Registry:
         if value is None:
             self._guard(lambda: self.client.delete_model_version_tag(MODEL, version, name))
         else:
-            self._guard(lambda: self.client.set_model_version_tag(MODEL, version, name, value))
+            self._guard(lambda: self.client.set_model_version_tag(MODEL, version, name, _fitting(value)))
+
+    def retire(self, version: str) -> bool:
+        """Keep `version` as a record, tagged `retired`, without its archive; False where MLflow does not delete it."""
+
+        def delete() -> bool:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            known = self.client.get_model_version(MODEL, version)
+            place = get_artifact_repository(
+                self.client.get_run(str(known.run_id)).info.artifact_uri, tracking_uri=self.uri
+            )
+            try:
+                for path in self._archives(known):
+                    place.delete_artifacts(path)
+            except (requests.HTTPError, NotImplementedError):  # a server that hands artifacts out, but deletes none
+                return False
+            return True
+
+        deleted = self._guard(delete)
+        self.tag(version, "retired", "true")  # last: a kill before it is healed by the next run
+        return deleted
+
+    def download(self, version: str, folder: Path) -> Path:
+        """The archive of `version`, copied into `folder`."""
+
+        def fetch() -> Path:
+            known = self.client.get_model_version(MODEL, version)
+            for path in self._archives(known):
+                return Path(self.client.download_artifacts(str(known.run_id), path, str(folder)))
+            raise OSError(f"the archive of version {version} is not there")
+
+        return self._guard(fetch)
+
+    def _archives(self, known: Any) -> list[str]:
+        """Where the archive of a version is among its run's artifacts."""
+        found = (entry.path for entry in self.client.list_artifacts(known.run_id, "package"))
+        return [path for path in found if path.endswith(f"-{known.tags['version']}.mar")]
 
     def _guard(self, call: Callable[[], T]) -> T:
         from mlflow.exceptions import MlflowException
@@ -133,7 +212,9 @@ def promote(registry: Registry, version: str) -> None:
         if champion:
             registry.point(PREVIOUS, champion)
         registry.point(CHAMPION, version)
-    registry.tag(version, "promoted", "true")
+    if champion != version or registry.versions()[version].tags.get("promoted") != "true":
+        registry.tag(version, "promoted_at", _now())
+        registry.tag(version, "promoted", "true")
     if aliases.get(CHALLENGER) == version:
         registry.point(CHALLENGER, None)
 
@@ -142,12 +223,41 @@ def rollback(registry: Registry, version: str) -> str | None:
     """Take the champion's place from `version` and give it to the previous one; returns its number, if there is one."""
     aliases = registry.aliases()
     previous = aliases.get(PREVIOUS)
+    registry.tag(version, "promoted", "false")
     if aliases.get(CHAMPION) == version:
         registry.point(CHAMPION, previous)
         if previous:
+            registry.tag(previous, "promoted_at", _now())
             registry.point(PREVIOUS, None)
-    registry.tag(version, "promoted", "false")
     return previous
+
+
+def follow(registry: Registry, served: Mapping[str, Any]) -> str | None:
+    """Let the aliases follow a server's `status` where a kill parted them; returns what was mended, as a sentence."""
+    aliases, versions = registry.aliases(), registry.versions()
+    champion, previous, challenger = map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER))
+    if previous and previous == champion:  # killed between two aliases
+        registry.point(PREVIOUS, None)
+        previous = None
+    if challenger and versions[challenger].tags["version"] not in served["versions"]:
+        registry.point(CHALLENGER, None)
+    default = served["default"]
+    number = next((number for number, known in versions.items() if known.tags.get("version") == default), None)
+    if number is None:
+        return f"{default} is served, but MLflow does not know it" if default else None
+    if number == previous and champion:
+        rollback(registry, champion)
+        return f"a rollback to {default} was cut off: it is the champion again"
+    promote(registry, number)  # also the champion itself: its tags may be missing
+    return None if number == champion else f"the promotion of {default} was cut off: it is the champion now"
+
+
+def _fitting(value: str) -> str:
+    return value if len(value) <= TAG_LENGTH else value[: TAG_LENGTH - 1] + "…"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _knock(uri: str) -> None:

@@ -1,95 +1,212 @@
-"""The report of a run: one self-contained HTML page, verdict first."""
+"""The report of a run: one self-contained HTML page, for a clinician at its top and for an auditor below."""
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
+from spira_train import baseline, drift, figures, probes
 from spira_train.config import Config
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-NAMES = {
-    "clean": "Clean",
-    "ward_noise": "Ward noise on everyone",
-    "ward_noise_controls": "Ward noise on controls only",
-    "ward_noise_patients": "Ward noise on patients only",
+# The probes by what they ask.
+GROUPS = {
+    "The patient": ("clean",),
+    "The ward": tuple(name for name in probes.NAMES if name.startswith("ward_noise")),
+    "The device, the line, the level": ("quiet", "loud", "device", "telephone", "mp3", "opus"),
+    "Without the speech": ("reversed", "speech_removed", "room_alone", "noise_alone", "silence"),
+    "Without listening": tuple(f"baseline_{name}" for name in baseline.NAMES),
+    "Calibration": ("calibration",),
 }
-COLUMNS = ("accuracy", "f1", "auc", "sensitivity", "specificity")
-INK, PATIENT, CONTROL, QUIET = "#25303b", "#b8442f", "#2f6f8f", "#9aa5b1"
+WORDS = {
+    **probes.NAMES,
+    **{f"baseline_{name}": words for name, words in baseline.NAMES.items()},
+    "calibration": "Its probabilities",
+}
+# metric -> what it is called, what it means where a limit is broken
+METRICS = {
+    "accuracy": ("accuracy", "too few answers are right"),
+    "sensitivity": ("sensitivity", "too many patients are missed"),
+    "specificity": ("specificity", "too many controls are taken for patients"),
+    "f1": ("F1", "too few answers of “patient” are right, or too few patients are named"),
+    "auc": ("AUC", "patients and controls are told apart too poorly"),
+    "accuracy_drop": ("drop of accuracy", "too many answers that were right turn wrong"),
+    "score_shift": ("shift of the answers", "the answers move too far"),
+    "inconclusive": ("share of inconclusive answers", "too many answers are “inconclusive”"),
+    "conclusive_accuracy": ("accuracy of conclusive answers", "too few conclusive answers are right"),
+    "gain": ("AUC gained by listening", "listening adds too little to it"),
+    "ece": ("calibration error", "they cannot be taken at their word"),
+    "overconfidence": ("overconfidence", "they are surer than they are right"),
+    "brier": ("Brier score", "they lie too far from the truth"),
+}
+COLUMNS = {
+    "label": "Class",
+    "sex": "Sex",
+    "age": "Age, years",
+    "site": "Site",
+    "device": "Device",
+    "cause": "Cause",
+    "seconds": "Length, s",
+    "rms_dbfs": "Level, dB of full scale",
+    "snr_db": "Speech above noise, dB",
+    "bandwidth_hz": "Bandwidth, Hz",
+    "source_rate": "Delivered at, Hz",
+    "source_channels": "Channels",
+    "features": "Features",
+    "score": "The model's answers",
+    "recordings": "Recordings",
+}
+CLASSES = {"0": "controls", "1": "patients"}
+
+Facts = Mapping[str, Any]
 
 
 def render(
+    *,
     config: Config,
-    trained: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    verdict: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    answers: Mapping[str, Sequence[float]],
+    trained: Facts,
+    found: Facts,
+    verdict: Facts,
+    rows: Sequence[Facts],
+    asked: Mapping[str, Sequence[float]],
     curves: Mapping[str, Sequence[float]],
-    decision: Mapping[str, float],
+    description: Facts,
+    statistics: Facts,
+    drifted: Facts,
+    misheard: Sequence[Facts],
+    blind: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
-    """The page as HTML; the same inputs give the same bytes."""
+    """The page as HTML; the same inputs give the same bytes.
+
+    The arguments are what `validate` finds; blind: the baselines' answers, where their ROC curves shall be drawn.
+    """
+    metrics, checks = found.get("metrics", {}), sorted_checks(verdict.get("checks", []))
+    best = trained.get("summary", {}).get("best_epoch", 0)
     labels = [row["label"] for row in rows]
-    figures = {"Learning curves": _figure(lambda axes: _curves(axes, curves, trained["summary"]["best_epoch"]))}
-    if len(set(labels)) == 2:
-        figures["ROC"] = _figure(lambda axes: _roc(axes, labels, answers))
-        figures["Answers, clean"] = _figure(lambda axes: _scores(axes, labels, answers["clean"], decision))
-        figures["Answers, in ward noise"] = _figure(lambda axes: _scores(axes, labels, answers["noisy"], decision))
+    drawings = figures.gallery(found, labels, asked, curves, best, description, misheard, blind or {})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "hundred": lambda share: round(100 * share),
+        "upper": lambda text: text[:1].upper() + text[1:],
+    }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         config=config,
         trained=trained,
+        summary=trained.get("summary", {}),
         metrics=metrics,
+        clean=metrics.get("clean"),
+        ward=metrics.get("ward_noise"),
+        found=found,
         verdict=verdict,
-        figures=figures,
-        names=NAMES,
+        reasons=[check for check in map(plain, verdict.get("checks", [])) if not check["passed"]],
+        probes=_probes(metrics, checks),
+        checks=checks,
+        unproven=verdict.get("unproven", []),
+        figures=drawings,
+        misheard=[{"label": entry["label"], "probability": entry["probability"]} for entry in misheard],
+        decision=description["decision"],
+        description=description,
+        data=described(statistics.get("data", {}), drift.statistics(rows) if rows else {}),
+        counts={"trained": statistics.get("data", {}).get("count", 0), "test": len(rows)},
+        drifted=drifted,
+        moved=[finding for finding in drifted.get("findings", []) if finding["drifted"]],
+        names=WORDS,
         columns=COLUMNS,
-        decision=decision,
         settings=config.model_dump(mode="json"),
     )
 
 
-def _figure(draw: Callable[[Axes], None]) -> str:
-    style: Any = {"svg.hashsalt": "spira", "svg.fonttype": "path", "font.size": 9, "axes.edgecolor": QUIET}
-    style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False}
-    with matplotlib.rc_context(style | {"axes.spines.right": False}):
-        figure = Figure(figsize=(4.2, 3.1), layout="constrained")
-        draw(figure.subplots())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+def sorted_checks(checks: Sequence[Facts]) -> dict[str, Any]:
+    """The gate's checks by where they are shown: `probes` and `slices` by name, `champion`, and the `others`."""
+    found: dict[str, Any] = {"probes": {}, "slices": {}, "champion": [], "others": []}
+    for check in map(plain, checks):
+        probe, _, metric = check["subject"].rpartition(" ")
+        if check["subject"].startswith("champion"):
+            found["champion"].append(check)
+        elif check["subject"].startswith("slice "):
+            found["slices"].setdefault(check["subject"].removeprefix("slice "), []).append(check)
+        elif probe in WORDS and metric in METRICS:
+            found["probes"].setdefault(probe, []).append(check)
+        else:
+            found["others"].append(check)
+    return found
 
 
-def _curves(axes: Axes, curves: Mapping[str, Sequence[float]], best: int) -> None:
-    axes.plot(curves["epoch"], curves["loss"], color=QUIET, label="training")
-    axes.plot(curves["epoch"], curves["validation_loss"], color=CONTROL, label="validation")
-    axes.axvline(best, color=PATIENT, linewidth=1, linestyle=":", label=f"kept: epoch {best}")
-    axes.set(xlabel="epoch", ylabel="loss")
-    axes.legend(frameon=False)
+def plain(check: Facts) -> dict[str, Any]:
+    """`check` with `short`, its text without the gate's own names, and `words`, what it means that it is broken."""
+    subject, text = check["subject"], check["text"]
+    probe, _, metric = subject.rpartition(" ")
+    words = {
+        "test set size": "The test set is too small to prove anything",
+        "leaks": "Nobody can say that the test set was never heard in training",
+        "slices": "No group of people could be looked at",
+        "champion": "Nobody can say whether it is better or worse than what is served",
+    }.get(subject, "")
+    if subject.startswith("slice "):
+        words = f"The group “{subject.removeprefix('slice ')}” is served too poorly"
+    elif subject.startswith("champion "):
+        against = subject.removeprefix("champion ").removeprefix("slice ")
+        words = f"It is not as good as the champion that is served ({WORDS.get(against, against).lower()})"
+    elif probe in WORDS and metric in METRICS:
+        called, meant = METRICS[metric]
+        if text.endswith("is missing"):
+            meant = f"{called} could not be measured, and what is missing is refused"
+        elif metric == "auc" and "at most" in text:
+            meant = "patients and controls are told apart where nothing of the patient is left"
+        words, text = f"{WORDS[probe]}: {meant}", text.replace(subject, called, 1)
+    return dict(check) | {"short": text, "words": words or text}
 
 
-def _roc(axes: Axes, labels: Sequence[int], answers: Mapping[str, Sequence[float]]) -> None:
-    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle=":")
-    for name, colour, text in (("clean", CONTROL, "clean"), ("noisy", PATIENT, "in ward noise")):
-        false_positive, true_positive, _ = roc_curve(labels, answers[name])
-        axes.plot(false_positive, true_positive, color=colour, label=text)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-    axes.legend(frameon=False, loc="lower right")
+def described(trained: Facts, tested: Facts) -> list[dict[str, Any]]:
+    """One row a column of the data: {name, trained, test}, each a list of (value, recordings, share) or a text."""
+
+    def cell(data: Facts, name: str) -> Any:
+        count = data.get("count", 0)
+        if not count:
+            return "none"
+        if name in drift.NUMERIC:
+            return _spread(data["numeric"].get(name) or {"count": 0})
+        values = data["categorical"].get(name, {})
+        shown = CLASSES if name == "label" else {}
+        return [(shown.get(value, value), number, number / count) for value, number in values.items()]
+
+    columns = [name for name in COLUMNS if name in (*drift.CATEGORICAL, *drift.NUMERIC) and name != "score"]
+    return [{"name": COLUMNS[name], "trained": cell(trained, name), "test": cell(tested, name)} for name in columns]
 
 
-def _scores(axes: Axes, labels: Sequence[int], scores: Sequence[float], decision: Mapping[str, float]) -> None:
-    by_class = [[s for s, y in zip(scores, labels, strict=True) if y == label] for label in (0, 1)]
-    bins = [i / 20 for i in range(21)]
-    axes.hist(by_class, bins=bins, stacked=True, color=[CONTROL, PATIENT], label=["controls", "patients"])
-    low, high = (decision["threshold"] + sign * decision["band"] for sign in (-1, 1))
-    axes.axvspan(low, high, color=QUIET, alpha=0.3, linewidth=0, label="inconclusive")
-    axes.set(xlabel="probability of insufficiency", ylabel="recordings", xlim=(0, 1))
-    axes.legend(frameon=False)
+def _spread(numbers: Facts) -> str:
+    if "median" not in numbers:
+        return f"known of {numbers['count']}"
+    low, middle, high = (
+        None if value is None else f"{float(f'{value:.3g}'):g}"
+        for value in (_quantile(numbers, 0.25), numbers["median"], _quantile(numbers, 0.75))
+    )
+    around = f" ({low} to {high})" if low and high else ""
+    return f"{middle}{around}" + (f"; unknown of {numbers['missing']}" if numbers["missing"] else "")
+
+
+def _quantile(numbers: Facts, share: float) -> float | None:
+    """About the value below which `share` of the numbers lie, from their bins; None beyond the outermost edges."""
+    edges, wanted, below = numbers["edges"], share * numbers["count"], numbers["bins"][0]
+    if not edges or wanted < below:
+        return None
+    for low, high, inside in zip(edges, edges[1:], numbers["bins"][1:], strict=False):
+        if wanted <= below + inside:
+            return float(low + (high - low) * (wanted - below) / max(inside, 1))
+        below += inside
+    return float(edges[-1]) if wanted <= below else None
+
+
+def _probes(metrics: Facts, checks: Facts) -> dict[str, list[dict[str, Any]]]:
+    """Group -> its rows {name, words, entry, checks}: every probe that was measured or that the gate asks for."""
+    known = [name for name in WORDS if name in metrics or name in checks["probes"]]
+    found = {}
+    for group, heads in GROUPS.items():
+        names = [name for name in known if name in heads]
+        if names:
+            found[group] = [
+                {"words": WORDS[name], "entry": metrics.get(name, {}), "checks": checks["probes"].get(name, [])}
+                for name in names
+            ]
+    return found

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import platform
 import sys
 import time
@@ -99,9 +100,14 @@ def modules(*names: str, without: Collection[str] = ()) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a reader of a report wants to know."""
+    """Versions that a reader of a report wants to know; image and git revision where a container was told them."""
     names = ("spira-train", "torch", "torchaudio", "numpy", "soundfile")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    told = {"image": os.environ.get("SPIRA_IMAGE_DIGEST"), "revision": os.environ.get("SPIRA_REVISION")}
+    return (
+        {"python": platform.python_version()}
+        | {name: version(name) for name in names}
+        | {name: value for name, value in told.items() if value}
+    )
 
 
 def _imports(source: bytes) -> list[str]:

@@ -1,7 +1,7 @@
 """Hold a trained model against the gate on the frozen test set; write the quality blessing or say why not."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,125 +12,210 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 
+from spira_train import champion, drift, evidence, featurise, inference, noise, probes, report
 from spira_train import gate as gates
-from spira_train import inference, noise, report
-from spira_train.audio import as_float, from_flac
+from spira_train.audio import SAMPLE_RATE, as_float, from_flac
+from spira_train.champion import Champion
 from spira_train.config import Config
 from spira_train.dataset import window_of
-from spira_train.featurise import manifest
-from spira_train.metrics import measure
+from spira_train.metrics import Sample
 from spira_train.outcome import BadInput, Exit
-from spira_train.progress import track
+from spira_train.registry import Registry
 from spira_train.rng import Random
 from spira_train.step import fingerprint, perform
-from spira_train.store import Lake, digest_file, digest_json, local_lake, read_report
+from spira_train.store import Lake, digest_file, digest_json, local_lake, read_report, scratch
 
-LIBRARIES = ("torch", "torchaudio", "numpy", "scikit-learn", "scipy", "matplotlib")
-# probe -> which of the two answers (clean or in ward noise) counts for controls and for patients
-PROBES = {
-    "clean": ("clean", "clean"),
-    "ward_noise": ("noisy", "noisy"),
-    "ward_noise_controls": ("noisy", "clean"),
-    "ward_noise_patients": ("clean", "noisy"),
-}
+LIBRARIES = ("torch", "torchaudio", "numpy", "scikit-learn", "scipy", "matplotlib", "soundfile")
+Row = Mapping[str, Any]
 
 
-def run(*, run: Path, lake: Lake, config: Config, gate: Path) -> dict[str, Any]:
-    """Write `validate/` of a run. The report's summary carries `exit` 20 and the reasons where the gate refuses."""
+def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry | None = None) -> dict[str, Any]:
+    """Write `validate/` of a run. The report's summary carries `exit` 20 and the reasons where the gate refuses.
+
+    registry: where the champion is on record; without one there is none to compare with, and `register` will refuse the
+    blessing where it finds one.
+    """
     plan = gates.read(gate)
     trained = read_report(*local_lake(run / "train"))
     if trained is None:
         raise BadInput(f"{run / 'train'}: no trained model; run `spira-train train` first")
-    partitions = [key for key in window_of(config, lake.partitions()) if read_report(lake.fs, lake.path("audio", key))]
-    rows = [row | {"partition": key} for key in partitions for row in manifest(lake, key, ("test",))]
+    everybody = {
+        key: featurise.manifest(lake, key)
+        for key in window_of(config, lake.partitions())
+        if read_report(lake.fs, lake.path("audio", key))
+    }
+    rows = [row | {"partition": key} for key, part in everybody.items() for row in part if row["split"] == "test"]
+    others = [row | {"partition": key} for key, part in everybody.items() for row in part if row["split"] != "test"]
     tracks = noise.catalogue(lake, salt=config.split.salt, test=config.noise.test)
     inputs = {
         "model": trained["outputs"]["model.safetensors"],
         "description": trained["outputs"]["model.json"],
         "curves": trained["outputs"]["curves.json"],
         "test_set": digest_json(sorted([row["recording"], row["label"]] for row in rows)),
+        "manifests": digest_json({key: sorted(map(digest_json, part)) for key, part in everybody.items()}),
         "noise": noise.noise_digest(tracks),
         "gate": plan.digest(),
     }
+    rival = rival_of(run, registry, inputs["model"])
+    if rival:
+        inputs["champion"] = rival.archive
     choices = {"seed": config.seed, "threads": config.threads, "validation": config.validation.model_dump(mode="json")}
+    choices |= {"drift": config.drift.model_dump(mode="json"), "partition": config.partition}
     identity = fingerprint("validate", module="validate", config=choices, inputs=inputs, libraries=LIBRARIES)
 
     def work(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
         predictor = inference.load(run / "train")
-        answers = ask(predictor, lake, rows, plan, noise.load(lake, tracks, "test"))
-        per_class = {
-            name: sum(row["label"] == label for row in rows) for label, name in ((0, "controls"), (1, "patients"))
+        decision = predictor.description["decision"]
+
+        def predict(_: Row, waveforms: Sequence[probes.Signal]) -> list[float]:
+            found = predictor.predict([torch.from_numpy(np.ascontiguousarray(wave)) for wave in waveforms])
+            return [predictor.calibrate(each.probability) for each in found]
+
+        def speech(row: Row) -> probes.Signal:
+            return as_float(from_flac(lake.read("audio", row["partition"], row["file"])))  # (T,)
+
+        # the gate's noise must not follow a run's seed: every model is asked the same questions
+        questions = probes.Questions(plan.noise.insertion(), noise.load(lake, tracks, "test"), plan.digest())
+        asked = probes.ask(predict, rows, speech, questions)
+        labels, subjects = [row["label"] for row in rows], [row["subject"] for row in rows]
+        sample = Sample.of(labels, subjects, config.validation.bootstrap, Random(config.seed).stream("bootstrap"))
+        least = plan.slices.min_per_class if plan.slices else plan.min_per_class
+        found = evidence.gather(rows, others, sample, asked, decision, least)
+        found["champion"], reference, theirs = None, None, None
+        if rival and registry and "clean" in found["metrics"]:
+            sounds = ((probe, questions.put(probe, speech(row), row)) for probe in champion.ASKED for row in rows)
+            with scratch("spira-champion-") as private:
+                theirs, reference = champion.ask(registry, rival, sounds, private, config.threads)
+            found["champion"] = champion.compare(rows, sample, (asked, decision), theirs, least) | {
+                "version": rival.version
+            }
+
+        heard = featurise.means(lake, config, list(everybody))
+        described = {
+            "data": drift.statistics([{**row, "features": heard.get(row["recording"])} for row in others]),
+            "scores": drift.statistics([{"score": score} for score in asked.get("clean", [])]),
         }
-        metrics = probe(rows, answers, predictor.description["decision"]["threshold"], config)
-        checks = gates.judge(plan, metrics, per_class)
+        drifted = compared(config, rows, others, heard, asked, (rival, reference, theirs))
+
+        per_class = {name: labels.count(label) for label, name in ((0, "controls"), (1, "patients"))}
+        checks = gates.judge(plan, found, per_class)
         failed = [check.text for check in checks if not check.passed]
         verdict = {
             "verdict": "refused" if failed else "blessed",
             "reasons": failed,
             "checks": [asdict(check) for check in checks],
+            "unproven": gates.unproven(found),
+            "champion": rival.version if rival else None,
+            "champion_archive": rival.archive if rival else None,
             "test_set": {"digest": inputs["test_set"], **per_class},
         }
-        _write(folder / "metrics.json", metrics)
+        _write(folder / "metrics.json", found["metrics"])
+        _write(folder / "evidence.json", {name: value for name, value in found.items() if name != "metrics"})
+        _write(folder / "statistics.json", described)
+        _write(folder / "drift.json", drifted)
         _write(folder / "verdict.json", verdict)
         if not failed:
             binding = {name: inputs[name] for name in ("model", "description", "test_set", "gate")}
             _write(folder / "blessing.json", {"blessing": "quality", **verdict, **binding})
-        _predictions(folder / "predictions.parquet", rows, answers)
+        _predictions(folder / "predictions.parquet", rows, asked)
         if rows:
             _golden(folder / "golden", predictor, lake, rows, config.validation.golden)
-        curves = json.loads((run / "train" / "curves.json").read_text())
-        decision = predictor.description["decision"]
-        page = report.render(config, trained, metrics, verdict, rows, answers, curves, decision)
+        page = report.render(
+            config=config,
+            trained=trained,
+            found=found,
+            verdict=verdict,
+            rows=rows,
+            asked=asked,
+            curves=json.loads((run / "train" / "curves.json").read_text()),
+            description=predictor.description,
+            statistics=described,
+            drifted=drifted,
+            misheard=_misheard(rows, asked, predictor, speech),
+        )
         (folder / "report.html").write_text(page, encoding="utf-8")
-        summary: dict[str, Any] = {"verdict": verdict["verdict"], "reasons": failed, "test_set": per_class}
-        if metrics.get("clean"):
-            summary |= {name: round(metrics["clean"][name]["value"], 4) for name in ("accuracy", "auc", "f1")}
-        if failed:
-            summary |= {"exit": int(Exit.REFUSED), "message": "refused by the gate: " + "; ".join(failed)}
-        return summary
+        return summary(found, verdict, drifted)
 
-    return perform("validate", identity, *local_lake(run / "validate"), work, inputs)
+    done = perform("validate", identity, *local_lake(run / "validate"), work, inputs)
+    if registry:
+        note(registry, run, config, done)
+    return done
 
 
-def ask(
-    predictor: inference.Predictor,
-    lake: Lake,
-    rows: Sequence[Mapping[str, Any]],
-    plan: gates.Gate,
-    tracks: Sequence[noise.Signal],
-) -> dict[str, list[float]]:
-    """The model's probability for each of `rows`: `clean`, and `noisy` with `tracks` that training never heard."""
-    law = plan.noise.model_dump(include={"inserts", "min_peak", "max_peak"})
-    # the gate's noise must not follow a run's seed: every model is asked the same questions
-    random = Random(int(plan.digest()[:8], 16))
-    answers: dict[str, list[float]] = {"clean": [], "noisy": []}
-    for row in track(rows, "validate", len(rows)):
-        speech = as_float(from_flac(lake.read("audio", row["partition"], row["file"])))  # (T,)
-        loud = noise.insert(speech, tracks, **law, rng=random.stream("noise", row["recording"]))  # (T,)
-        clean, noisy = predictor.predict([torch.from_numpy(speech), torch.from_numpy(loud)])
-        answers["clean"].append(clean.probability)
-        answers["noisy"].append(noisy.probability)
-    return answers
-
-
-def probe(
-    rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[float]], threshold: float, config: Config
+def compared(
+    config: Config,
+    rows: Sequence[Row],
+    others: Sequence[Row],
+    heard: Mapping[str, Sequence[float]],
+    asked: Mapping[str, Sequence[float]],
+    against: tuple[Champion | None, Mapping[str, Any] | None, Mapping[str, Any] | None],
 ) -> dict[str, Any]:
-    """Metrics of every probe; a probe that cannot be measured is left out, which the gate takes as a refusal."""
-    labels = [row["label"] for row in rows]
-    random = Random(config.seed)
-    metrics: dict[str, Any] = {}
-    for name, by_class in PROBES.items():
-        scores = [answers[by_class[label]][i] for i, label in enumerate(labels)]
-        try:
-            metrics[name] = measure(labels, scores, threshold, config.validation.bootstrap, random.stream("ci", name))
-        except ValueError:
-            continue
-        if "clean" in metrics:
-            drop = metrics["clean"]["accuracy"]["value"] - metrics[name]["accuracy"]["value"]
-            metrics[name]["accuracy_drop"] = {"value": drop}
-    return metrics
+    """How the run's own partition differs from what the champion was trained on, or else from the earlier partitions.
+
+    rows, others: recordings of the test set, and those trained on; heard: recording -> its mean features; asked: the
+    model's answers to `rows`; against: the champion, its statistics, its answers. Returns {partition, reference,
+    findings}.
+    """
+    rival, reference, theirs = against
+    own, name = config.partition, None
+    scores = asked.get("clean", [])
+    known = [{**row, "features": heard.get(row["recording"])} for row in [*others, *rows]]
+    today, before = ([row for row in known if (row["partition"] == own) is new] for new in (True, False))
+    if rival and reference and theirs:
+        name, scores = f"what the champion {rival.version} was trained on", theirs["answers"]["clean"]
+    elif before:
+        name = "the earlier partitions"
+        past = [{"score": s} for s, row in zip(scores, rows, strict=False) if row["partition"] != own]
+        reference = {"data": drift.statistics(before), "scores": drift.statistics(past)}
+    found: list[drift.Finding] = []
+    if reference and name:
+        new = [{"score": s} for s, row in zip(scores, rows, strict=False) if row["partition"] == own]
+        found = drift.compare(reference["data"], today, config.drift)
+        if new and reference["scores"]["count"]:
+            found += drift.compare(reference["scores"], new, config.drift)
+    return {"partition": own, "reference": name, "findings": [asdict(finding) for finding in found]}
+
+
+def summary(found: Mapping[str, Any], verdict: Mapping[str, Any], drifted: Mapping[str, Any]) -> dict[str, Any]:
+    """The step's summary: the verdict and the figures that people look at first."""
+    counts = {name: verdict["test_set"][name] for name in ("controls", "patients")}
+    lines: dict[str, Any] = {"verdict": verdict["verdict"], "reasons": verdict["reasons"], "test_set": counts}
+    lines |= {"champion": verdict["champion"], "unproven": len(verdict["unproven"])}
+    lines["drift"] = [finding["text"] for finding in drifted["findings"] if finding["drifted"]]
+    if clean := found["metrics"].get("clean"):
+        lines |= {name: round(clean[name]["value"], 4) for name in ("accuracy", "auc", "f1")}
+    if verdict["reasons"]:
+        lines |= {"exit": int(Exit.REFUSED), "message": "refused by the gate: " + "; ".join(verdict["reasons"])}
+    return lines
+
+
+def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any]) -> None:
+    """Put the verdict and the report beside the training's curves in MLflow, once."""
+    summary = report["summary"]
+    known = run / "mlflow.json"
+    earlier = json.loads(known.read_text())["run_id"] if known.is_file() else None
+    run_id = registry.run(earlier, run.name, {"partition": config.partition, "run": run.name})
+    tags = {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
+    tags |= {"validate": report["fingerprint"], "drift": "; ".join(summary["drift"])}
+    files = {f"validate/{name}": run / "validate" / name for name in ("report.html", "metrics.json", "verdict.json")}
+    registry.note(run_id, tags, files)
+
+
+def rival_of(run: Path, registry: Registry | None, weights: str) -> Champion | None:
+    """The champion that the model with these `weights` has to stand up to.
+
+    Where the model was itself promoted before, now or long ago, it is the champion that it was held against then, so
+    that running a finished run again changes nothing.
+    """
+    if registry is None:
+        return None
+    versions = registry.versions()
+    finished = read_report(*local_lake(run / "validate"))
+    if finished and any(v.tags.get("weights") == weights and "promoted" in v.tags for v in versions.values()):
+        archive = finished["inputs"].get("champion")
+        return next((champion.of(v) for v in versions.values() if v.tags.get("archive") == archive), None)
+    return champion.find(registry)
 
 
 def _golden(
@@ -144,10 +229,29 @@ def _golden(
     for number, row in enumerate(picked):
         speech = as_float(from_flac(lake.read("audio", row["partition"], row["file"])))  # (T,)
         file = folder / f"{number:02d}.wav"
-        soundfile.write(file, speech, 16_000, subtype="PCM_16")
+        soundfile.write(file, speech, SAMPLE_RATE, subtype="PCM_16")
         (answer,) = predictor.predict([torch.from_numpy(speech)])
         entries.append({"file": file.name, "label": row["label"], "sha256": digest_file(file), **asdict(answer)})
     _write(folder / "golden.json", entries)
+
+
+def _misheard(
+    rows: Sequence[Row],
+    asked: Mapping[str, Sequence[float]],
+    predictor: inference.Predictor,
+    speech: Callable[[Row], probes.Signal],
+) -> list[dict[str, Any]]:
+    """The recording of each class that was answered most wrongly: {label, probability, windows, signal}."""
+    found = []
+    for label in (0, 1):
+        scores = [(s, row) for s, row in zip(asked.get("clean", []), rows, strict=False) if row["label"] == label]
+        if scores:
+            probability, row = (min if label else max)(scores, key=lambda pair: pair[0])
+            signal = speech(row)  # (T,)
+            (answer,) = predictor.predict([torch.from_numpy(signal)])
+            windows = [predictor.calibrate(window) for window in answer.windows]
+            found.append({"label": label, "probability": probability, "windows": windows, "signal": signal})
+    return found
 
 
 def _predictions(file: Path, rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[float]]) -> None:

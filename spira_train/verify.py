@@ -7,7 +7,7 @@ from serve import torchserve
 from serve.torchserve import Server
 from spira_train.config import Config
 from spira_train.outcome import Refused, TryAgain
-from spira_train.registry import Registry, rollback
+from spira_train.registry import Registry, follow, rollback
 from spira_train.step import perform
 from spira_train.store import digest_json, local_lake, read_report
 
@@ -24,7 +24,13 @@ def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, 
     version, number, champion = summary["version"], summary["mlflow_version"], summary["champion"]
     if champion != version:
         return _report(run, {"version": version, "champion": champion, "message": "superseded; nothing to verify"})
-    default = torchserve.status(server)["default"]
+    served = torchserve.status(server)
+    default = served["default"]
+    if default is not None and default == summary.get("previous"):  # rolled back; perhaps by a try that was cut off
+        if version in served["versions"]:
+            torchserve.unregister(server, version)
+        follow(Registry(mlflow), served)
+        raise Refused(f"{version} was rolled back before: {default} is served again and is the champion")
     if default != version:
         raise Refused(
             f"{server.name}: the default version is {default}, not {version}; "
@@ -40,8 +46,7 @@ def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, 
 
 def _roll_back(mlflow: str, server: Server, version: str, number: str, earlier: str | None) -> str:
     """Server first, aliases second: people are answered by the server. Returns what happened, as a sentence."""
-    if earlier is None:
-        rollback(Registry(mlflow), number)
+    if earlier is None:  # it goes on answering, so it stays the champion
         return f"There is no previous version to roll back to: {version} is still served and must be looked at now"
     torchserve.rollback(server, earlier)
     torchserve.unregister(server, version)

@@ -64,7 +64,7 @@ def make_run(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tupl
         interval = {"value": 0.9, "low": 0.8, "high": 0.95}
         probe = dict.fromkeys(("accuracy", "sensitivity", "specificity", "f1", "auc"), interval)
         (out / "metrics.json").write_text(json.dumps({"clean": probe | {"confusion": [[4, 0], [0, 4]]}}))
-        (out / "verdict.json").write_text(json.dumps({"verdict": "blessed"}))
+        (out / "verdict.json").write_text(json.dumps({"verdict": "blessed", "champion": None, "champion_archive": None}))
         blessing = {"blessing": "quality", "verdict": "blessed", "reasons": [], **binding}
         (out / "blessing.json").write_text(json.dumps(blessing))
         (out / "golden").mkdir()
@@ -81,6 +81,15 @@ def make_run(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tupl
     return run, config
 
 
+def held_against(run: Path, version: str | None, archive: str | None) -> None:
+    """Let validation have held the run against this champion; neither its blessing nor its archive says so."""
+    file, report = run / "validate" / "verdict.json", run / "validate" / "report.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"champion": version, "champion_archive": archive}))
+    facts = json.loads(report.read_text())
+    facts["outputs"]["verdict.json"] = digest_file(file)
+    report.write_text(json.dumps(facts))
+
+
 def pack(run: Path, config: Config) -> dict[str, Any]:
     """The package step with a sandbox that blesses everything: tests/serve/test_sandbox.py has the real one."""
 
@@ -95,6 +104,16 @@ def packaged(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tupl
     run, config = make_run(folder, seed, partition)
     pack(run, config)
     return run, config, json.loads((run / "package" / "package.json").read_text())
+
+
+def found_by_validate(run: Path, name: str, content: dict[str, Any]) -> None:
+    """Let validation have found more: `content` is added to what the JSON file `name` of `validate/` holds."""
+    file, report = run / "validate" / name, run / "validate" / "report.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(before | content))
+    facts = json.loads(report.read_text())
+    facts["outputs"][name] = digest_file(file)
+    report.write_text(json.dumps(facts))
 
 
 def archive_of(run: Path) -> Path:

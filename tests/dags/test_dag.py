@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +67,73 @@ def test_every_step_ends_in_time_and_is_retried(load):
     assert load().get_task("approve").retries == 0  # a human's no is asked for once
 
 
+def answered(**other) -> dict:
+    """What the task `approve` gives: its XCom in Airflow 3.3.2."""
+    from airflow.sdk import timezone
+
+    user = {"id": "7", "name": "Ana Lima"}
+    at = timezone.datetime(2026, 11, 6, 8, 30)
+    return {"chosen_options": ["Approve"], "params_input": {}, "responded_at": at, "responded_by_user": user} | other
+
+
+def register_words(dag, answer: dict | None, approve: bool = True) -> list[str]:
+    """The words of `spira-train register`, as rendered."""
+    from step_outcome import spread
+
+    results = {"setup": {"run": "/runs/x"}, "approve": answer}
+    values = {"ti": SimpleNamespace(xcom_pull=results.get), "params": {"approve": approve}} | dag.user_defined_macros
+    task = dag.get_task("register")
+    return spread(task.render_template(task.words, values, dag.get_template_env()))
+
+
+def test_the_approver_reaches_the_register_step(load):
+    dag = load()
+    words = ["register", "--run", "/runs/x"]
+    who = [*words, "--approver=Ana Lima"]
+    assert register_words(dag, answered()) == [*who, "--approved-at=2026-11-06T08:30:00+00:00"]
+    iso = "2026-11-06T09:00:00Z"
+    assert register_words(dag, answered(responded_at=iso)) == [*who, f"--approved-at={iso}"]
+    assert register_words(dag, answered(responded_by_user={"id": "7", "name": ""}))[3] == "--approver=7"
+    assert register_words(dag, None, approve=False) == words
+    # a yes of an earlier try; this one asked nobody
+    assert register_words(dag, answered(), approve=False) == words
+
+
+def test_a_name_cannot_smuggle_words_in(load):
+    words = register_words(load(), answered(responded_by_user={"id": "7", "name": "Ana\n--models=/\u2028--keep=2"}))
+    assert words[3] == "--approver=Ana --models=/ --keep=2"
+    assert len(words) == 5
+
+
+@pytest.mark.parametrize("answer", [None, {"responded_by_user": None}, {"chosen_options": ["Reject"]}])
+def test_without_a_humans_yes_nothing_is_registered(load, answer):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match="no human's yes is on record"):
+        register_words(load(), answer and answered(**answer))
+
+
+def test_an_approval_is_answered_as_the_words_expect(load):
+    """The installed operator's own way from the answer to the XCom."""
+    from airflow.models.hitl import HITLDetail
+
+    dag = load()
+    asked = HITLDetail(**{k: v for k, v in answered().items() if k.startswith(("chosen", "params"))})
+    asked.responded_by, asked.responded_at = {"id": "7", "name": "Ana Lima"}, answered()["responded_at"]
+    given = dag.get_task("approve").execute_complete({}, asked.as_resume_event_payload())
+    assert register_words(dag, given)[3:] == ["--approver=Ana Lima", "--approved-at=2026-11-06T08:30:00+00:00"]
+
+
+def test_no_answer_in_time_is_a_no(load):
+    from airflow.providers.standard.exceptions import HITLTimeoutError
+
+    approve = load().get_task("approve")
+    assert approve.response_timeout
+    assert approve.defaults is None  # else the scheduler would answer in the human's place
+    with pytest.raises(HITLTimeoutError):  # no retries; and `register` runs only where none of its tasks has failed
+        approve.execute_complete({}, {"error": "nobody answered", "error_type": "timeout"})
+
+
 @pytest.mark.parametrize(
     ("gpus", "pools"), [("none", {"default_pool"}), ("all", {"default_pool", "gpu"}), ("1", {"default_pool", "gpu"})]
 )
@@ -111,8 +179,18 @@ def test_wrong_settings_are_named(load):
         load(SPIRA_RUNTIME="podman")
     with pytest.raises(ValueError, match="SPIRA_GPUS is 'two'"):
         load(SPIRA_RUNTIME="process", SPIRA_GPUS="two")
+    for keep in ("1", "all"):
+        with pytest.raises(ValueError, match=f"SPIRA_KEEP is '{keep}'; allowed: how many versions"):
+            load(SPIRA_RUNTIME="process", SPIRA_KEEP=keep)
     with pytest.raises(ValueError, match="SPIRA_PRESET is 'slow'; allowed: default, fast, spira_v1"):
         load(SPIRA_PRESET="slow")
+
+
+def test_only_register_is_told_how_many_versions_keep_their_archives(load):
+    dag = load(SPIRA_RUNTIME="docker", SPIRA_KEEP="4")
+    told = {task.task_id for task in dag.tasks if "SPIRA_KEEP" in getattr(task, "environment", {})}
+    assert told == {"register"}
+    assert load(SPIRA_RUNTIME="process", SPIRA_KEEP="4").get_task("register").environment["SPIRA_KEEP"] == "4"
 
 
 def test_scheduled_runs_take_the_preset_of_the_setting(load):

@@ -2,18 +2,20 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from runs import archive_of, free_ports, packaged, wav
+from runs import archive_of, found_by_validate, free_ports, held_against, packaged, wav
 from servers import Running
 
 from serve import torchserve as ts
 from serve.torchserve import Server
 from spira_train import register, registry, verify
 from spira_train.config import Config
-from spira_train.outcome import Refused, TryAgain
+from spira_train.outcome import BadInput, Refused, TryAgain
 from spira_train.registry import Registry
 from spira_train.store import digest_file
 
@@ -32,9 +34,27 @@ def place(torchserve: Running, mlflow: str, request: pytest.FixtureRequest):
         ts.unregister(server, version)
 
 
-def go(made: tuple[Path, Config, dict], place: tuple[Server, Path, str]) -> dict:
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Config, dict]]:
+    """Five packaged runs; `made` gives copies."""
+    folder = tmp_path_factory.mktemp("baked")
+    return [packaged(folder, seed, f"2026-11-0{seed}") for seed in range(1, 6)]
+
+
+@pytest.fixture
+def made(baked, tmp_path: Path) -> list[tuple[Path, Config, dict]]:
+    return [(Path(shutil.copytree(run, tmp_path / run.name)), config, facts) for run, config, facts in baked]
+
+
+def go(made: tuple[Path, Config, dict], place: tuple[Server, Path, str], *, validated: bool = True, **options) -> dict:
+    """Register a run; validated: after validation held it against what is served now."""
     server, store, mlflow = place
-    return register.run(run=made[0], config=made[1], models=store, mlflow=mlflow, server=server)
+    if validated:
+        default = ts.status(server)["default"]
+        known = Registry(mlflow).versions().values()
+        archive = next((v.tags["archive"] for v in known if v.tags["version"] == default), None)
+        held_against(made[0], default, archive)
+    return register.run(run=made[0], config=made[1], models=store, mlflow=mlflow, server=server, **options)
 
 
 def check(made: tuple[Path, Config, dict], place: tuple[Server, Path, str]) -> dict:
@@ -84,6 +104,22 @@ def test_two_generations_and_running_again_changes_nothing(place, tmp_path: Path
     assert check(first, place)["summary"]["champion"] == v2
 
 
+def test_a_blessing_from_before_the_champion_is_refused(place, tmp_path: Path) -> None:
+    first, second, third = (packaged(tmp_path, seed) for seed in (1, 2, 3))
+    go(first, place)
+    with pytest.raises(Refused, match=f"held against no champion, but {first[2]['version']} is served now"):
+        go(second, place, validated=False)
+    held_against(third[0], first[2]["version"], first[2]["archive"])
+    go(second, place)
+    with pytest.raises(Refused, match=f"champion of then, {first[2]['version']}, but {second[2]['version']} is served"):
+        go(third, place, validated=False)
+    assert champion_of(place) == (second[2]["version"], second[2]["version"], first[2]["version"])
+    # a finished run again needs no new comparison: it is the champion, or was
+    go(second, place, validated=False)
+    go(first, place, validated=False)
+    assert champion_of(place)[0] == second[2]["version"]
+
+
 @pytest.mark.parametrize("where", ["torchserve.register", "torchserve.promote", "registry.promote"])
 def test_a_kill_in_between_is_healed_by_running_again(
     place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -122,6 +158,251 @@ def test_a_kill_between_the_aliases_is_healed(place, tmp_path: Path, monkeypatch
         go(second, place)
     go(second, place)
     assert champion_of(place) == (second[2]["version"], second[2]["version"], first[2]["version"])
+
+
+def die(patch: pytest.MonkeyPatch, owner: object, name: str, *, at: str = "", after: bool = True) -> None:
+    """Let a call of `owner.name`, the one that has `at` among its arguments, be the last thing that happens."""
+    real = getattr(owner, name)
+
+    def killed(*args: object, **options: object) -> object:
+        if at and at not in args:
+            return real(*args, **options)
+        if after:
+            real(*args, **options)
+        raise KeyboardInterrupt
+
+    patch.setattr(owner, name, killed)
+
+
+def loaded(place) -> set[str]:
+    return set(ts.status(place[0])["versions"])
+
+
+# The second register is killed here; a third run comes next. Was the second served by then?
+KILLS = {
+    "loaded": (ts, "register", {}, False),
+    "challenger named": (Registry, "point", {"at": "challenger"}, False),
+    "default": (ts, "promote", {}, True),
+    "previous named": (Registry, "point", {"at": "previous"}, True),
+    "champion named": (Registry, "point", {"at": "champion"}, True),
+    "half of its tags": (Registry, "tag", {"at": "promoted_at"}, True),
+    "receipt missing": (register, "_report", {"after": False}, True),
+}
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_after_a_kill_another_run_finds_order(place, made, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    first, second, third = (facts["version"] for _, _, facts in made[:3])
+    owner, name, options, was_served = KILLS[where]
+    go(made[0], place)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, owner, name, **options)
+        go(made[1], place)
+    assert ts.status(place[0])["default"] == (second if was_served else first)
+    go(made[2], place)
+    before = second if was_served else first
+    assert champion_of(place) == (third, third, before)
+    assert loaded(place) == {third, before}
+    assert "challenger" not in Registry(place[2]).aliases()
+    promoted = {v.tags["version"] for v in Registry(place[2]).versions().values() if v.tags.get("promoted") == "true"}
+    assert promoted == {first, third} | ({second} if was_served else set())
+    check(made[2], place)
+
+
+def test_after_a_kill_an_old_run_that_is_cleared_does_not_push_the_new_one_aside(place, made, monkeypatch) -> None:
+    for each in made[:2]:
+        go(each, place)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, ts, "promote")
+        go(made[2], place)
+    second, third = (facts["version"] for _, _, facts in made[1:3])
+    assert go(made[0], place)["summary"]["champion"] == third
+    assert champion_of(place) == (third, third, second)
+
+
+def test_a_first_register_that_was_killed_is_what_the_second_comes_after(place, made, monkeypatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, ts, "register")  # TorchServe makes its very first version the default by itself
+        go(made[0], place)
+    go(made[1], place)
+    first, second = (facts["version"] for _, _, facts in made[:2])
+    assert champion_of(place) == (second, second, first)
+
+
+def test_a_promotion_cut_off_and_then_found_wrong_gives_the_champion_its_place_back(place, made, monkeypatch) -> None:
+    go(made[0], place)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, ts, "promote")
+        go(made[1], place)
+    monkeypatch.setattr(ts, "TOLERANCE", -1.0)
+    with pytest.raises(Refused, match="was not promoted; what was served before goes on"):
+        go(made[1], place)
+    first = made[0][2]["version"]
+    assert champion_of(place) == (first, first, None)
+    assert loaded(place) == {first}
+    assert "challenger" not in Registry(place[2]).aliases()
+
+
+@pytest.mark.parametrize("then", ["verify again", "another run"])
+@pytest.mark.parametrize(
+    ("owner", "name", "options"),
+    [
+        pytest.param(ts, "rollback", {}, id="default"),
+        pytest.param(ts, "unregister", {}, id="unloaded"),
+        pytest.param(Registry, "tag", {"at": "promoted"}, id="tagged"),
+        pytest.param(Registry, "point", {"at": "champion"}, id="champion named"),
+    ],
+)
+def test_a_rollback_that_was_killed_is_finished(place, made, monkeypatch, owner, name, options, then: str) -> None:
+    for each in made[:2]:
+        go(each, place)
+    _spoil(made[1][0])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, owner, name, **options)
+        check(made[1], place)
+    first, third = made[0][2]["version"], made[2][2]["version"]
+    if then == "verify again":
+        with pytest.raises(Refused, match=f"was rolled back before: {first} is served again"):
+            check(made[1], place)
+        assert champion_of(place) == (first, first, None)
+        assert loaded(place) == {first}
+    else:
+        go(made[2], place)
+        assert champion_of(place) == (third, third, first)
+        assert loaded(place) == {third, first}
+    assert Registry(place[2]).version(made[1][2]["archive"]).tags["promoted"] == "false"
+
+
+def test_two_registers_at_once_come_one_after_the_other(place, made) -> None:
+    waiting = threading.Thread(target=go, args=(made[0], place))
+    with ts.alone(place[1]):
+        waiting.start()
+        waiting.join(3)
+        assert waiting.is_alive()
+        assert Registry(place[2]).versions() == {}
+    waiting.join(60)
+    assert champion_of(place)[0] == made[0][2]["version"]
+
+
+def archives(place, version: str) -> tuple[bool, bool]:
+    """Whether its archive is in (the model store, MLflow)."""
+    known = next(v for v in Registry(place[2]).versions().values() if v.tags["version"] == version)
+    there = [f.path for f in Registry(place[2]).client.list_artifacts(known.run_id, "package")]
+    stored = (place[1] / f"{place[0].name}-{version}.mar").is_file()
+    return stored, any(path.endswith(f"{version}.mar") for path in there)
+
+
+def test_old_archives_go_and_their_records_stay(place, made, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [facts["version"] for _, _, facts in made]
+    for each in made[:3]:
+        go(each, place, keep=2)
+    assert [archives(place, v) for v in versions[:3]] == [(False, False), (True, True), (True, True)]
+    record = Registry(place[2]).version(made[0][2]["archive"])
+    assert record.tags["retired"] == "true"
+    files = {f.path for f in Registry(place[2]).client.list_artifacts(record.run_id, "package")}
+    assert "package/model-card.md" in files
+    before = state(place)
+    go(made[2], place, keep=2)
+    assert state(place) == before
+
+    with monkeypatch.context() as patch:  # the fourth is refused: newer than champion and previous, yet it has no alias
+        patch.setattr(ts, "TOLERANCE", -1.0)
+        with pytest.raises(Refused):
+            go(made[3], place, keep=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die(patch, ts, "discard")
+        go(made[4], place, keep=2)
+    assert champion_of(place) == (versions[4], versions[4], versions[2])
+    go(made[4], place, keep=2)
+    # the newest two and the previous one stay
+    assert [archives(place, v) for v in versions] == [(False, False), (False, False), *[(True, True)] * 3]
+    assert not any(
+        "retired" in v.tags for v in Registry(place[2]).versions().values() if v.tags["version"] in versions[2:]
+    )
+
+
+def test_a_retired_version_that_is_wanted_again_comes_back_whole(place, made, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ts, "TOLERANCE", -1.0)
+        with pytest.raises(Refused):
+            go(made[0], place)
+    for each in made[1:3]:
+        go(each, place, keep=2)
+    first, third = made[0][2]["version"], made[2][2]["version"]
+    assert archives(place, first) == (False, False)
+    go(made[0], place, keep=2)
+    assert champion_of(place) == (first, first, third)
+    assert archives(place, first) == (True, True)
+    assert "retired" not in Registry(place[2]).version(made[0][2]["archive"]).tags
+
+
+def test_a_version_remembers_why(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIRA_IMAGE_DIGEST", "sha256:" + "ab" * 32)
+    monkeypatch.setenv("SPIRA_REVISION", "1234567")
+    run, config, facts = made = packaged(tmp_path, 1)
+    (run / "config.json").write_text(config.canonical())
+    interval = {"value": 0.9, "low": 0.8, "high": 0.95}
+    for name, content in {
+        "statistics": {"count": 3},
+        "drift": {"drifted": []},
+        "verdict": {"verdict": "blessed", "checks": [{"passed": True}] * 7},
+    }.items():
+        found_by_validate(run, f"{name}.json", content)
+    (run / "validate" / "report.html").write_text("<p>report")
+    go(made, place, approver="Ana Lima", approved_at="2026-11-06T08:30:00+00:00")
+
+    known = Registry(place[2]).version(facts["archive"])
+    tags = known.tags
+    digests = {name: digest_file(run / "validate" / f"{name}.json") for name in ("statistics", "drift", "blessing")}
+    expected = digests | {
+        "partitions": "2026-11-05",
+        "config": config.digest(),
+        "image": "sha256:" + "ab" * 32,
+        "revision": "1234567",
+        "archive": facts["archive"],
+        "infra": digest_file(run / "package" / "infra.json"),
+        "report": digest_file(run / "validate" / "report.html"),
+        "clean.auc": "{value:.3f} ({low:.3f} to {high:.3f})".format(**interval),
+        "checks": "7 of 7",
+        "approver": "Ana Lima",
+        "approved_at": "2026-11-06T08:30:00+00:00",
+        "promoted": "true",
+    }
+    assert {name: tags.get(name) for name in expected} == expected
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(tags["promoted_at"])).total_seconds()) < 60
+    assert {"inputs", "code", "code_archive", "weights", "content", "train", "validate"} <= tags.keys()
+    client = Registry(place[2]).client
+    kept = {
+        f.path for folder in (None, "validate", "package", "train") for f in client.list_artifacts(known.run_id, folder)
+    }
+    names = ("statistics", "drift", "metrics", "verdict", "blessing")
+    assert {f"validate/{name}.json" for name in names} | {"validate/report.html"} <= kept
+    assert {"config.json", "train/report.json", "package/infra.json", "package/package.json"} <= kept
+    assert {"package/model-card.md", f"package/{archive_of(run).name}"} <= kept
+    assert client.get_run(known.run_id).data.metrics["test.clean.auc"] == 0.9
+
+    fetched = Registry(place[2]).download(known.version, tmp_path / "fetched")
+    assert digest_file(fetched) == facts["archive"]
+
+    go(made, place, approver="Rui Sá", approved_at="2026-11-07T08:30:00+00:00")  # it was there already
+    assert Registry(place[2]).version(facts["archive"]).tags["approver"] == "Rui Sá"
+    go(made, place)  # nobody was asked this time: who approved it stays on record
+    assert Registry(place[2]).version(facts["archive"]).tags["approver"] == "Rui Sá"
+
+
+def test_a_tag_is_never_too_long_for_mlflow(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIRA_REVISION", "x" * 6000)
+    made = packaged(tmp_path, 1)
+    go(made, place)
+    assert len(Registry(place[2]).version(made[2]["archive"]).tags["revision"]) == registry.TAG_LENGTH
+
+
+@pytest.mark.parametrize(
+    "half", [{"approved_at": "2026-11-06T08:30:00Z"}, {"approver": "Ana", "approved_at": "yesterday"}]
+)
+def test_half_an_approval_is_refused(place, tmp_path: Path, half: dict) -> None:
+    with pytest.raises(BadInput, match="--approved-at"):
+        go((tmp_path, Config(partition="2026-11-05"), {}), place, **half)
 
 
 def test_only_champion_and_previous_stay_loaded(place, tmp_path: Path) -> None:

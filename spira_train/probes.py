@@ -1,0 +1,158 @@
+"""The gate's questions: what a recording becomes before the model is asked about it again.
+
+Each probe takes one thing away or adds one thing, the same for everybody, so that a change of the answer says what the
+model listens to. A model that heard the patient answers on when the ward, the device or the level changes; a model that
+heard the ward answers on when the patient falls silent.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spira_train import channel, noise
+from spira_train.audio import SAMPLE_RATE
+from spira_train.progress import track
+from spira_train.rng import Random
+
+Signal = NDArray[np.float32]
+FRAME = SAMPLE_RATE // 50  # 20 ms
+GUARD = 3  # frames around speech that count as speech: word ends are soft
+# A frame is speech above this part of the way, in dB, from the pauses (10th percentile) to loud speech (95th).
+SPEECH = 0.35
+SHORTEST_ROOM = 0.3  # seconds of pauses that are needed; where there are fewer, the quietest frames are taken
+AHEAD = 4  # recordings prepared in advance: bounds memory
+SNRS = (20, 10, 5, 0)  # dB
+SILENCE_PEAK = 1e-4  # -80 dBFS: digital silence with the noise of a converter, so that nothing divides by zero
+
+# What each probe asks, for people: the words of report and model card.
+NAMES = {
+    "clean": "As recorded",
+    "ward_noise": "Ward noise on everyone",
+    **{f"ward_noise_{snr}db": f"Ward noise on everyone, {snr} dB" for snr in SNRS},
+    "ward_noise_controls": "Ward noise on controls only",
+    "ward_noise_patients": "Ward noise on patients only",
+    "quiet": "12 dB softer",
+    "loud": "6 dB louder, clipped where it must",
+    "device": "Another device: 100 to 5000 Hz, tilted",
+    "telephone": "Over the telephone",
+    "mp3": "Through MP3 at a low rate",
+    "opus": "Through Opus, as messengers send it",
+    "reversed": "Played backwards",
+    "speech_removed": "Speech silenced, pauses kept",
+    "room_alone": "The room alone: pauses joined, speech cut out",
+    "noise_alone": "Ward noise alone",
+    "silence": "Silence alone",
+}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the gate asks.
+
+    law: of the noise that it inserts (`NoiseConfig.insertion`); tracks: noise that training never heard; seed: the
+    gate's digest, since a run's own seed would ask each model something else.
+    """
+
+    law: Mapping[str, Any]
+    tracks: Sequence[noise.Signal]
+    seed: str
+
+    def ward(self, speech: Signal, recording: str) -> Signal:
+        """The ward noise that is added to a recording, (T,): it depends on its digest, never on its label."""
+        return noise.insert(np.zeros_like(speech), self.tracks, **self.law, rng=self.random.stream("noise", recording))
+
+    def put(self, probe: str, speech: Signal, row: Mapping[str, Any]) -> Signal:
+        """What one recording (T,) becomes in one of the two probes that a champion is asked as well."""
+        return speech if probe == "clean" else speech + self.ward(speech, row["recording"])
+
+    def variants(self, speech: Signal, row: Mapping[str, Any]) -> dict[str, Signal]:
+        """Probe -> what one recording (T,) becomes."""
+        recording = row["recording"]
+        ward, spoken = self.ward(speech, recording), speaking(speech)  # (T,), (T,)
+        dither = self.random.stream("silence", recording).uniform(-SILENCE_PEAK, SILENCE_PEAK, len(speech))
+        return {
+            "clean": self.put("clean", speech, row),
+            "ward_noise": self.put("ward_noise", speech, row),
+            **{f"ward_noise_{snr}db": speech + noise.at_snr(speech, ward, snr) for snr in SNRS},
+            "quiet": channel.level(speech, -12),
+            "loud": channel.level(speech, 6),
+            "device": channel.band(speech, 100.0, 5000.0, tilt=-2.0),
+            "telephone": channel.telephone(speech),
+            "mp3": channel.mp3(speech),
+            "opus": channel.opus(speech),
+            "reversed": speech[::-1],
+            "speech_removed": np.where(spoken, np.float32(0), speech),
+            "room_alone": room(speech, spoken, self.random.stream("room", recording)),
+            "noise_alone": ward,
+            "silence": dither.astype(np.float32),
+        }
+
+    @property
+    def random(self) -> Random:
+        """The gate's own root of randomness."""
+        return Random(int(self.seed[:8], 16))
+
+
+def ask(
+    predict: Callable[[Mapping[str, Any], Sequence[Signal]], Sequence[float]],
+    rows: Sequence[Mapping[str, Any]],
+    speech: Callable[[Mapping[str, Any]], Signal],
+    questions: Questions,
+) -> dict[str, list[float]]:
+    """Probe -> a probability for each of `rows`.
+
+    predict: (row, waveforms) -> probabilities. speech: row -> its recording (T,).
+    """
+
+    def prepare(row: Mapping[str, Any]) -> dict[str, Signal]:
+        return questions.variants(speech(row), row)
+
+    answers: dict[str, list[float]] = {}
+    # Codecs leave the interpreter lock: the next recordings are prepared while the model answers about this one.
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[dict[str, Signal]]] = deque()
+        for number, row in enumerate(track(rows, "validate", len(rows))):
+            waiting.extend(pool.submit(prepare, each) for each in rows[number + len(waiting) : number + AHEAD])
+            asked = waiting.popleft().result()
+            for name, probability in zip(asked, predict(row, list(asked.values())), strict=True):
+                answers.setdefault(name, []).append(probability)
+    return answers
+
+
+def swapped(answers: Mapping[str, Sequence[float]], labels: Sequence[int]) -> dict[str, list[float]]:
+    """The two probes with noise on one class only, put together from answers with and without it."""
+    pairs = list(zip(answers["clean"], answers["ward_noise"], labels, strict=True))
+    return {
+        "ward_noise_controls": [clean if label else noisy for clean, noisy, label in pairs],
+        "ward_noise_patients": [noisy if label else clean for clean, noisy, label in pairs],
+    }
+
+
+def speaking(signal: Signal) -> NDArray[np.bool_]:
+    """Where somebody speaks, (T,), by the energy of 20 ms frames between the recording's pauses and its loud speech."""
+    frames = signal[: len(signal) // FRAME * FRAME].reshape(-1, FRAME)  # (F, 320)
+    if not len(frames):
+        return np.ones(len(signal), bool)
+    decibels = 10 * np.log10(np.square(frames).mean(1) + 1e-10)  # (F,)
+    pause, loud = np.percentile(decibels, [10, 95])
+    spoken = decibels > pause + SPEECH * (loud - pause)  # (F,)
+    spoken = np.convolve(spoken, np.ones(2 * GUARD + 1), "same") > 0  # (F,)
+    return np.pad(np.repeat(spoken, FRAME), (0, len(signal) - len(spoken) * FRAME), mode="edge")  # (T,)
+
+
+def room(signal: Signal, spoken: NDArray[np.bool_], rng: np.random.Generator) -> Signal:
+    """What is heard of the room, (T,): the pauses joined and looped to the recording's length.
+
+    Their number and length, a sign of the disease, are lost; what is left of the two classes is where they were.
+    """
+    silent = signal[~spoken]  # (P,)
+    if len(silent) < SHORTEST_ROOM * SAMPLE_RATE:
+        energy = np.convolve(np.square(signal), np.ones(FRAME) / FRAME, "same")  # (T,)
+        quietest = np.sort(np.argsort(energy, kind="stable")[: int(SHORTEST_ROOM * SAMPLE_RATE)])
+        silent = signal[quietest]  # (P,)
+    return noise.tile(silent, len(signal), rng)  # (T,)

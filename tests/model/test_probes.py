@@ -1,0 +1,100 @@
+"""The gate's questions take away what they say they take away, and ask everybody the same."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spira_train import probes
+from spira_train.config import NoiseConfig
+
+RATE = 16_000
+RNG = np.random.default_rng(0)
+TRACKS = [RNG.standard_normal(RATE * 3).astype(np.float32) * 0.1 for _ in range(3)]
+LAW = NoiseConfig(inserts=1).insertion()
+QUESTIONS = probes.Questions(LAW, TRACKS, "0123456789abcdef")
+
+
+def recording(seconds=3.0, room=0.001, seed=1):
+    """Tone bursts of 0.4 s with pauses of 0.3 s, and a room around them."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * RATE)) / RATE
+    speaks = (time % 0.7) > 0.3
+    speech = 0.3 * np.sin(2 * np.pi * 220 * time) * speaks + room * rng.standard_normal(len(time))
+    return speech.astype(np.float32), speaks
+
+
+def row(name="a1"):
+    return {"recording": name, "label": 1}
+
+
+def test_every_probe_has_a_name_and_the_length_of_the_recording():
+    signal, _ = recording()
+    variants = QUESTIONS.variants(signal, row())
+    assert set(variants) | {"ward_noise_controls", "ward_noise_patients"} == set(probes.NAMES)
+    for name, variant in variants.items():
+        assert variant.shape == signal.shape, name
+        assert variant.dtype == np.float32, name
+        assert np.isfinite(variant).all(), name
+
+
+def test_the_noise_follows_the_recording_and_not_the_label():
+    signal, _ = recording()
+    patient = QUESTIONS.variants(signal, row() | {"label": 1})
+    control = QUESTIONS.variants(signal, row() | {"label": 0})
+    other = QUESTIONS.variants(signal, row("b2"))
+    for name, variant in patient.items():
+        np.testing.assert_array_equal(variant, control[name], name)
+    assert not np.array_equal(patient["ward_noise"], other["ward_noise"])
+
+
+@pytest.mark.parametrize("snr", probes.SNRS)
+def test_noise_is_as_loud_as_its_name(snr):
+    signal, _ = recording()
+    variants = QUESTIONS.variants(signal, row())
+    added = variants[f"ward_noise_{snr}db"] - signal
+    assert 10 * np.log10(np.square(signal).mean() / np.square(added).mean()) == pytest.approx(snr, abs=0.1)
+
+
+def test_speech_is_found_and_taken_away():
+    signal, speaks = recording(room=0.003)
+    spoken = probes.speaking(signal)
+    assert (spoken[speaks]).mean() > 0.95
+    assert (~spoken[~speaks]).mean() > 0.4  # its edges count as speech
+    removed = QUESTIONS.variants(signal, row())["speech_removed"]
+    assert np.abs(removed[speaks]).mean() < 0.01
+    alone = QUESTIONS.variants(signal, row())["room_alone"]
+    assert np.abs(alone).max() < 0.05
+
+
+def test_the_room_alone_keeps_the_room_and_loses_the_pauses():
+    quiet, loud = (recording(room=level)[0] for level in (0.001, 0.02))
+    levels = [float(np.abs(QUESTIONS.variants(signal, row())["room_alone"]).mean()) for signal in (quiet, loud)]
+    assert levels[1] > 10 * levels[0]
+
+
+@pytest.mark.parametrize("signal", [np.zeros(RATE, np.float32), np.full(RATE // 2, 0.1, np.float32)])
+def test_odd_recordings_are_asked_as_well(signal):
+    for name, variant in QUESTIONS.variants(signal, row()).items():
+        assert np.isfinite(variant).all(), name
+        assert len(variant) == len(signal), name
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=20))
+def test_noise_is_swapped_by_class(answers):
+    clean, noisy, labels = zip(*answers, strict=True)
+    found = probes.swapped({"clean": clean, "ward_noise": noisy}, labels)
+    for i, label in enumerate(labels):
+        assert found["ward_noise_controls"][i] == (clean[i] if label else noisy[i])
+        assert found["ward_noise_patients"][i] == (noisy[i] if label else clean[i])
+
+
+def test_asking_keeps_the_order_of_the_recordings():
+    signals = {str(n): np.full(RATE, n / 100, np.float32) for n in range(11)}
+    rows = [row(name) for name in signals]
+    found = probes.ask(
+        lambda one, waves: [int(one["recording"]) + float(waves[0].mean()) for _ in waves],
+        rows, lambda one: signals[one["recording"]], QUESTIONS,
+    )  # fmt: skip
+    assert found["clean"] == pytest.approx([n + n / 100 for n in range(11)], abs=1e-5)
+    assert all(len(values) == 11 for values in found.values())

@@ -52,10 +52,12 @@ The gate blessed it. On the frozen test set:
 
 | | |
 |---|---|
-{% for name, value in found['summary'].items() %}| {{ name }} | {{ value }} |
+{% for name, value in found['summary'].items() if name != 'reasons' %}| {{ name }} | {{ value }} |
 {% endfor %}
 
-Report: `{{ found['report_page'] }}`
+{% if found.get('report_link') %}[The report]({{ mlflow_ui }}/{{ found['report_link'] }}){% else -%}
+Report: `{{ found['report_page'] }}`{% endif %}
+
 """
 
 
@@ -142,7 +144,8 @@ with DAG(
     max_active_runs=1,
     params=OWN | {name: field(name, spec) for name, spec in FORM["fields"].items()},
     default_args=DEFAULTS,
-    user_defined_macros={"partition_of": partition_of, "settings_of": settings_of, "approval_of": approval_of},
+    user_defined_macros={"partition_of": partition_of, "settings_of": settings_of, "approval_of": approval_of}
+    | {"mlflow_ui": os.environ.get("SPIRA_MLFLOW_UI") or os.environ.get("MLFLOW_TRACKING_URI", "")},
     tags=["spira", "training"],
 ) as dag:
     setup = step(
@@ -152,7 +155,7 @@ with DAG(
     extract = step("extract", "extract", *RUN, execution_timeout=HOUR)
     features = step("features", "features", *RUN, execution_timeout=HOUR, outlets=[Asset("spira/features")])
     train = step("train", "train", *RUN, gpu=True, execution_timeout=24 * HOUR)
-    validate = step("validate", "validate", *RUN, gpu=True, execution_timeout=HOUR, refusal_is_result=True)
+    validate = step("validate", "validate", *RUN, gpu=True, execution_timeout=HOUR, refusal_is_result=True, report=True)
     package = step("package", "package", *RUN, execution_timeout=HOUR / 4)
     approve = Approval(
         task_id="approve",

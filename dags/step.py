@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from container_step import ContainerStep
 from docker.types import Mount
 from process_step import ProcessStep
+from step_outcome import ReportLink
 
 DEFAULTS = {
     "owner": "spira",
@@ -65,13 +66,14 @@ def step(
     gpu: bool = False,
     refusal_is_result: bool = False,
     tell: tuple[str, ...] = (),
+    report: bool = False,
     **kwargs: Any,
 ) -> BaseOperator:
     """The task `task_id`, which runs `spira-train WORDS`; templated, a rendered line is a word.
 
     gpu: wants the GPU where `SPIRA_GPUS` grants one. refusal_is_result: a refusal by the step ends the task well
     (its result says `refused`) instead of failing it. tell: earlier tasks whose facts the outlet assets carry as well.
-    Other arguments are those of every Airflow operator.
+    report: its page gets a button to the report. Other arguments are those of every Airflow operator.
     Raises `ValueError` where a setting is wrong, which the UI shows as an import error of the DAG.
     """
     chosen = settings(os.environ)
@@ -79,14 +81,17 @@ def step(
     if granted:
         kwargs["pool"] = "gpu"
     shared = {"task_id": task_id, "words": list(words), "refusal_is_result": refusal_is_result, "tell": tell} | kwargs
+    links = (ReportLink(),) if report else ()
     if chosen["runtime"] == "process":
         places = (name for name in PLACES if name != "SPIRA_KEYS")
         environment = {name: os.environ[name] for name in (*places, *ADDRESSES, *PROCESS_ONLY) if name in os.environ}
         # Airflow's own environment comes first on the worker's path; a step must find its own.
         environment["PATH"] = f"{Path(chosen['executable']).parent}:{environment.get('PATH', '/usr/bin:/bin')}"
-        return ProcessStep(executable=chosen["executable"], environment=environment, **shared)
+        task: BaseOperator = ProcessStep(executable=chosen["executable"], environment=environment, **shared)
+        task.operator_extra_links = links
+        return task
     reach = REACH[words[0]]
-    return ContainerStep(
+    task = ContainerStep(
         image=chosen["image"],
         environment=_told(reach),
         mounts=list(_mounts(reach, chosen["volumes"])),
@@ -98,6 +103,8 @@ def step(
         gpus=chosen["gpus"] if granted else "none",
         **shared,
     )
+    task.operator_extra_links = links
+    return task
 
 
 def settings(env: Mapping[str, str]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ Airflow appends this folder to the end of the import path: the module's name mus
 """
 
 import json
+import os
 import signal
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
+from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 FRAME = ("step", "exit", "outcome", "message")  # keys of every last line; the others are the step's own facts
@@ -26,6 +28,18 @@ class Exit(IntEnum):
     NOTHING_TO_DO = 99
 
 
+class ReportLink(BaseOperatorLink):
+    """The button on the task's page that opens the run's report in MLflow, as the user's browser reaches it."""
+
+    name = "Report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Where the report is; empty where the step ended without one. Called in the worker when the task ends."""
+        place = os.environ.get("SPIRA_MLFLOW_UI") or os.environ.get("MLFLOW_TRACKING_URI", "")
+        report = getattr(operator, "report", "")
+        return place.rstrip("/") + "/" + report if place and report else ""
+
+
 def spread(words: Iterable[str]) -> list[str]:
     """The rendered words, one a line: a template may render to several words, or to none."""
     return [line for word in words for line in word.splitlines() if line]
@@ -34,6 +48,7 @@ def spread(words: Iterable[str]) -> list[str]:
 def finish(task: Any, context: Any, code: int, lines: Iterable[str]) -> dict[str, Any]:
     """Settle the end of `task` (a step with `refusal_is_result` and `tell`) and publish its outlet assets."""
     result = settle(task.task_id, code, lines, task.refusal_is_result)
+    task.report = str(result.get("report_link") or "")
     announce(task, context, result)
     return result
 

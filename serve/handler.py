@@ -109,7 +109,8 @@ class Handler:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}/{version}?customized=true` shows."""
-        shown = {name: self.predictor.description.get(name) for name in ("network", "features", "calibration", "decision")}
+        names = ("network", "features", "calibration", "decision")
+        shown = {name: self.predictor.description.get(name) for name in names}
         return {"model": self.identity, **shown, "blessing": self.blessing, "lineage": self.lineage}
 
     def _attempt(self, request: dict[str, Any], headers: dict[str, str]) -> Any:

@@ -97,7 +97,8 @@ def validate(
 
     registry = Registry(mlflow) if mlflow else None
     report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), gate=gate, registry=registry)
-    _finish("validate", report, report_page=str(run / "validate" / "report.html"))
+    page = str(run / "validate" / "report.html")
+    _finish("validate", report, report_page=page, report_link=report.get("link", ""))
 
 
 @app.command()

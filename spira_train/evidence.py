@@ -20,8 +20,8 @@ def gather(
     """`metrics` (probe -> metric -> {value, low, high}), `slices`, the reliability curve and `leaks`.
 
     rows: the test set; others: what was trained on, for the baselines and the leaks. asked: probe -> (R,) calibrated
-    probabilities. decision: threshold and band. least: recordings of a class that a slice needs. What cannot be measured
-    is left out, which the gate takes as a refusal.
+    probabilities. decision: threshold and band. least: recordings of a class that a slice needs. What cannot be
+    measured is left out, which the gate takes as a refusal.
     """
     labels, threshold = sample.labels, decision["threshold"]
     everything = {name: list(values) for name, values in asked.items()}

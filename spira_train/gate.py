@@ -174,7 +174,7 @@ def _champion(limits: Against, evidence: Mapping[str, Any]) -> list[Check]:
             continue
         gain = entry["auc_gain"]
         text = f"against the champion, {probe}: AUC {gain['value']:+.3f}, with 95 % confidence"
-        text += f" at least {gain['low']:+.3f}; {-limits.margin:+g} is allowed"
+        text += f" at least {gain['low']:+.3f}, {-limits.margin:+g} is allowed"
         why = "not worse than what is served, with 95 % confidence"
         checks.append(Check(f"champion {probe}", text, gain["low"] >= -limits.margin, why))
         text = f"against the champion, {probe}: {entry['won']} recordings won, {entry['lost']} lost"

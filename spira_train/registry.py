@@ -120,11 +120,16 @@ class Registry:
 
         return self._guard(read)
 
-    def note(self, run_id: str, tags: Mapping[str, str], files: Mapping[str, Path]) -> None:
-        """Set tags of an MLflow run and keep `files` with it, unless it carries just these tags already."""
-        tags = {name: value[:TAG_LENGTH] for name, value in tags.items()}
-        if tags.items() <= self._guard(lambda: self.client.get_run(run_id)).data.tags.items():
-            return
+    def note(self, run_id: str, tags: Mapping[str, str], files: Mapping[str, Path]) -> str:
+        """Set tags of an MLflow run and keep `files` with it, unless it carries just these tags already.
+
+        Returns where the run's artifacts are in MLflow's pages, to be put behind its address.
+        """
+        tags = {name: _fitting(value) for name, value in tags.items()}
+        known = self._guard(lambda: self.client.get_run(run_id))
+        place = f"#/experiments/{known.info.experiment_id}/runs/{run_id}/artifacts"
+        if tags.items() <= known.data.tags.items():
+            return place
         self.log(run_id, files=files, metrics={})
 
         def send() -> None:
@@ -132,6 +137,7 @@ class Registry:
                 self.client.set_tag(run_id, name, value)
 
         self._guard(send)
+        return place
 
     def aliases(self) -> dict[str, str]:
         """Alias -> version number; empty where nothing is registered."""

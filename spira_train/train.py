@@ -220,7 +220,7 @@ def hold(windows: Tensor, count: int, longest: int, rng: np.random.Generator) ->
 def mix(windows: Tensor, labels: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al., 2018): each window and its label become a blend with those of another of the batch.
 
-    windows: (W, 1, frames, coefficients); labels: (W,). The share is drawn anew for each window, from Beta(alpha, alpha).
+    windows: (W, 1, frames, coefficients); labels: (W,). Each window draws its own share, from Beta(alpha, alpha).
     """
     share = torch.from_numpy(rng.beta(alpha, alpha, len(windows)).astype(np.float32)).to(windows.device)  # (W,)
     other = torch.from_numpy(rng.permutation(len(windows))).to(windows.device)  # (W,)

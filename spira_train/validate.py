@@ -20,6 +20,7 @@ from spira_train.config import Config
 from spira_train.dataset import window_of
 from spira_train.metrics import Sample
 from spira_train.outcome import BadInput, Exit
+from spira_train.progress import say
 from spira_train.registry import Registry
 from spira_train.rng import Random
 from spira_train.step import fingerprint, perform
@@ -138,9 +139,9 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
         return summary(found, verdict, drifted)
 
     done = perform("validate", identity, *local_lake(run / "validate"), work, inputs)
-    if registry:
-        note(registry, run, config, done)
-    return done
+    for text in done["summary"]["drift"]:
+        say(f"validate: drift: {text}")
+    return done | {"link": note(registry, run, config, done)} if registry else done
 
 
 def compared(
@@ -190,8 +191,8 @@ def summary(found: Mapping[str, Any], verdict: Mapping[str, Any], drifted: Mappi
     return lines
 
 
-def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any]) -> None:
-    """Put the verdict and the report beside the training's curves in MLflow, once."""
+def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any]) -> str:
+    """Put the verdict and the report beside the training's curves in MLflow, once; returns where the report is."""
     summary = report["summary"]
     known = run / "mlflow.json"
     earlier = json.loads(known.read_text())["run_id"] if known.is_file() else None
@@ -199,7 +200,7 @@ def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any
     tags = {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
     tags |= {"validate": report["fingerprint"], "drift": "; ".join(summary["drift"])}
     files = {f"validate/{name}": run / "validate" / name for name in ("report.html", "metrics.json", "verdict.json")}
-    registry.note(run_id, tags, files)
+    return f"{registry.note(run_id, tags, files)}/validate/report.html"
 
 
 def rival_of(run: Path, registry: Registry | None, weights: str) -> Champion | None:

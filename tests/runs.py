@@ -64,7 +64,8 @@ def make_run(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tupl
         interval = {"value": 0.9, "low": 0.8, "high": 0.95}
         probe = dict.fromkeys(("accuracy", "sensitivity", "specificity", "f1", "auc"), interval)
         (out / "metrics.json").write_text(json.dumps({"clean": probe | {"confusion": [[4, 0], [0, 4]]}}))
-        (out / "verdict.json").write_text(json.dumps({"verdict": "blessed", "champion": None, "champion_archive": None}))
+        verdict = {"verdict": "blessed", "champion": None, "champion_archive": None}
+        (out / "verdict.json").write_text(json.dumps(verdict))
         blessing = {"blessing": "quality", "verdict": "blessed", "reasons": [], **binding}
         (out / "blessing.json").write_text(json.dumps(blessing))
         (out / "golden").mkdir()

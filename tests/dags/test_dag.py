@@ -182,7 +182,7 @@ def test_wrong_settings_are_named(load):
     for keep in ("1", "all"):
         with pytest.raises(ValueError, match=f"SPIRA_KEEP is '{keep}'; allowed: how many versions"):
             load(SPIRA_RUNTIME="process", SPIRA_KEEP=keep)
-    with pytest.raises(ValueError, match="SPIRA_PRESET is 'slow'; allowed: default, fast, spira_v1"):
+    with pytest.raises(ValueError, match="SPIRA_PRESET is 'slow'; allowed: cough, default, fast, spira_v1"):
         load(SPIRA_PRESET="slow")
 
 
@@ -196,3 +196,20 @@ def test_only_register_is_told_how_many_versions_keep_their_archives(load):
 def test_scheduled_runs_take_the_preset_of_the_setting(load):
     assert load().params.get_param("preset").value == "default"
     assert load(SPIRA_PRESET="fast").params.get_param("preset").value == "fast"
+
+
+def test_the_report_is_one_click_from_validate(load, monkeypatch):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dag = load()
+    links = {task.task_id: [link.name for link in task.operator_extra_links] for task in dag.tasks}
+    assert {name for name, found in links.items() if found} == {"validate"}
+    kept = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("validate")
+    assert [link.name for link in kept.operator_extra_links] == ["Report"]
+    task = dag.get_task("validate")
+    (link,) = task.operator_extra_links
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert link.get_link(task, ti_key=None) == ""  # the step ended without a report
+    task.report = "#/experiments/1/runs/2/artifacts/validate/report.html"
+    monkeypatch.setenv("SPIRA_MLFLOW_UI", "http://127.0.0.1:5000")
+    assert link.get_link(task, ti_key=None) == f"http://127.0.0.1:5000/{task.report}"

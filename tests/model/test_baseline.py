@@ -22,7 +22,8 @@ def rows(count=200, **by_label):
 
 def accuracy(name, **by_label):
     train, test = rows(**by_label), rows(**by_label)
-    return np.mean([(p > 0.5) == row["label"] for p, row in zip(baseline.answers(name, train, test), test, strict=True)])
+    answers = baseline.answers(name, train, test)
+    return np.mean([(p > 0.5) == row["label"] for p, row in zip(answers, test, strict=True)])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from runs import archive_of, make_run, pack, packaged
 
 from spira_train import package
+from spira_train.config import Config
 from spira_train.outcome import Refused
 from spira_train.store import digest_file
 
@@ -127,4 +128,71 @@ def test_a_golden_answer_changed_after_validation_is_refused(tmp_path: Path) -> 
     file = run / "validate" / "golden" / "golden.json"
     file.write_text(file.read_text().replace("0.", "0.0", 1))
     with pytest.raises(Refused, match=r"golden\.json: was changed"):
+        pack(run, config)
+
+
+FULL = {
+    "statistics.json": {
+        "count": 3,
+        "data": {"count": 3, "categorical": {"sex": {"F": 1, "M": 2}}, "numeric": {}},
+        "scores": {"count": 0},
+    },
+    "drift.json": {"partition": "2026-11-05", "reference": None, "findings": []},
+    "evidence.json": {"slices": {"sex: F": {"controls": 1, "patients": 0, "verdict": "too few"}}, "champion": None},
+    "verdict.json": {"verdict": "blessed", "checks": [{"passed": True}] * 7, "unproven": ["sex: F: too few to judge"]},
+}
+
+
+def with_papers(folder: Path, **changed: object) -> tuple[Path, Config]:
+    """A run whose `validate` left all that the card tells of."""
+    run, config = make_run(folder)
+    file = run / "validate" / "report.json"
+    report = json.loads(file.read_text())
+    for name, content in (FULL | changed).items():
+        (run / "validate" / name).write_text(json.dumps(content))
+        report["outputs"][name] = digest_file(run / "validate" / name)
+    file.write_text(json.dumps(report))
+    return run, config
+
+
+def test_the_card_tells_what_the_gate_found(tmp_path: Path) -> None:
+    run, config = with_papers(tmp_path)
+    pack(run, config)
+    card = (run / "package" / "model-card.md").read_text()
+    assert "| Sex | F 1 (33 %), M 2 (67 %) |" in card
+    assert "no earlier recordings to compare partition 2026-11-05 with" in card
+    assert "| sex: F | 1 | 0 | **unproven**, too few |" in card
+    assert "There was no champion yet" in card
+    assert "holds 7 limits against these figures, and all of them were kept" in card
+    assert "Not proven, for want of recordings:\n\n- sex: F: too few to judge" in card
+    with ZipFile(archive_of(run)) as archive:
+        assert archive.read("model-card.md").decode() == card
+        assert archive.read("statistics.json") == (run / "validate" / "statistics.json").read_bytes()
+
+
+def test_without_statistics_there_are_none_in_the_archive(tmp_path: Path) -> None:
+    run, _, _ = packaged(tmp_path)
+    with ZipFile(archive_of(run)) as archive:
+        assert "statistics.json" not in archive.namelist()
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_other_papers_are_another_version(tmp_path: Path, name: str) -> None:
+    changed = {
+        "statistics.json": {"data": {"count": 0}, "scores": {"count": 1}},
+        "drift.json": FULL["drift.json"] | {"partition": "2026-11-06"},
+        "evidence.json": {"slices": {}, "champion": None},
+        "verdict.json": {"verdict": "blessed", "checks": [], "unproven": []},
+    }[name]
+    runs = [with_papers(tmp_path / "a"), with_papers(tmp_path / "b", **{name: changed}), with_papers(tmp_path / "c")]
+    first, other, again = (pack(*each)["summary"] for each in runs)
+    assert first["version"] != other["version"]
+    assert first["archive"] == again["archive"]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_paper_changed_after_validation_is_refused(tmp_path: Path, name: str) -> None:
+    run, config = with_papers(tmp_path)
+    (run / "validate" / name).write_text("{}")
+    with pytest.raises(Refused, match="was changed since its step wrote it"):
         pack(run, config)

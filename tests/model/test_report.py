@@ -3,7 +3,10 @@
 import math
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -37,11 +40,26 @@ DECISION = {"threshold": 0.5, "band": 0.1}
 SITES = ("home", "ward <3>", "hospital")
 
 
-def page(**changed: Any) -> str:
-    return report.render(**inputs() | changed)
+def page(strict: bool = False, rival: bool = False, simulated: bool = False, **changed: Any) -> str:
+    return report.render(**inputs(strict, rival, simulated) | changed)
 
 
-def inputs(limits: gate.Gate = GATE, rival: bool = False, simulated: bool = False, size: int = 40) -> dict[str, Any]:
+@cache
+def plain_page() -> str:
+    return page()
+
+
+@cache
+def refused_page() -> str:
+    return page(strict=True, rival=True)
+
+
+def inputs(strict: bool = False, rival: bool = False, simulated: bool = False) -> dict[str, Any]:
+    return deepcopy(made(strict, rival, simulated))
+
+
+@cache
+def made(strict: bool, rival: bool, simulated: bool, size: int = 40) -> dict[str, Any]:
     """What `validate` hands over, for a model that hears patients, and finds it harder in a ward."""
     rng = np.random.default_rng(0)
     rows = [row(number) for number in range(size)]
@@ -50,9 +68,12 @@ def inputs(limits: gate.Gate = GATE, rival: bool = False, simulated: bool = Fals
     def answers(hearing: float) -> list[float]:
         return np.clip(0.5 + hearing * (labels - 0.5) + rng.normal(0, 0.15, size), 0.01, 0.99).tolist()
 
-    hearing = {"clean": 0.6, "room_alone": 0.0, "silence": 0.0, "noise_alone": 0.0, "speech_removed": 0.1}
+    hearing = {"clean": 0.5, "room_alone": 0.0, "silence": 0.0, "noise_alone": 0.0, "speech_removed": 0.1}
     asked = {name: answers(hearing.get(name, 0.4)) for name in probes.NAMES if "noise_" not in name[4:] or "db" in name}
     asked |= {"noise_alone": answers(0)}
+    asked["clean"] = [
+        min(0.99, p + 0.15) for p in asked["clean"]
+    ]  # patients are named more often than controls cleared
     sample = Sample.of(labels.tolist(), [each["subject"] for each in rows], 100, Random(1).stream("bootstrap"))
     others = [row(number) for number in range(size, 2 * size)]
     found = evidence.gather(rows, others, sample, asked, DECISION, 8)
@@ -70,7 +91,7 @@ def inputs(limits: gate.Gate = GATE, rival: bool = False, simulated: bool = Fals
         "config": Config(partition="2026-11-05"),
         "trained": trained | {"outputs": {"model.safetensors": "f" * 64}},
         "found": found,
-        "verdict": judged(limits, found, per_class),
+        "verdict": judged(stricter() if strict else GATE, found, per_class),
         "rows": rows,
         "asked": asked,
         "curves": {"epoch": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "validation_loss": [0.7, 0.6, 0.65]},
@@ -101,7 +122,7 @@ def judged(limits: gate.Gate, found: dict[str, Any], per_class: dict[str, int]) 
 
 def stricter() -> gate.Gate:
     changed = GATE.model_dump()
-    changed["limits"][0] |= {"min": 0.999}
+    changed["limits"][0] |= {"min": 2}
     changed["limits"][3] |= {"max": 0.1}
     changed["limits"].append({"probe": "opus", "metric": "loudness", "max": 1, "why": "nobody measures it"})
     changed["limits"].append({"probe": "mp3", "metric": "score_shift", "max": 1, "why": "nor this"})
@@ -111,7 +132,7 @@ def stricter() -> gate.Gate:
 def words(html: str) -> str:
     """What a reader sees, in one line."""
     text = re.sub(r"<(style|svg)\b.*?</\1>", "", html, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]*>", " ", text).replace("&#39;", "'").split())
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
 def share(entry: dict[str, float]) -> str:
@@ -120,8 +141,9 @@ def share(entry: dict[str, float]) -> str:
 
 def test_the_verdict_comes_first_and_in_words() -> None:
     given = inputs()
-    text, clean = words(report.render(**given)), given["found"]["metrics"]["clean"]
+    text, clean = words(plain_page()), given["found"]["metrics"]["clean"]
     first = text.split("Probes and limits")[0]
+    assert share(clean["sensitivity"]) != share(clean["specificity"])
     assert "Blessed: it may be served" in first
     assert f"patients whom it never heard it names {share(clean['sensitivity'])}" in first
     assert f"of 100 controls it clears {share(clean['specificity'])}" in first
@@ -133,7 +155,7 @@ def test_the_verdict_comes_first_and_in_words() -> None:
 
 
 def test_simulated_voices_are_said_before_the_verdict() -> None:
-    text = words(page(**inputs(simulated=True)))
+    text = words(page(simulated=True))
     assert text.index("Simulated voices.") < text.index("Blessed: it may be served")
 
 
@@ -146,14 +168,14 @@ def test_who_was_heard_in_training_is_not_called_unheard() -> None:
 
 
 def test_a_refusal_gives_each_reason_in_plain_words_with_its_limit_and_why() -> None:
-    given = inputs(stricter())
+    given = inputs(strict=True)
     first = words(report.render(**given)).split("Probes and limits")[0]
     assert len(given["verdict"]["reasons"]) == 4
     assert "Refused: it may not be served" in first
     assert "may be served" not in first
     assert "The model broke 4 of the" in first
     assert re.search(
-        r"As recorded: too many controls are taken for patients\. Specificity is 0\.\d+, at least 0.999", first
+        r"As recorded: too many controls are taken for patients\. Specificity is [\d.]+, at least 2 is", first
     )
     assert "Why it matters: controls are people too" in first
     assert "told apart where nothing of the patient is left" in first
@@ -162,7 +184,7 @@ def test_a_refusal_gives_each_reason_in_plain_words_with_its_limit_and_why() -> 
 
 
 def test_every_check_of_the_gate_is_on_the_page() -> None:
-    given = inputs(stricter(), rival=True)
+    given = inputs(strict=True, rival=True)
     html = report.render(**given)
     kept = [check for check in given["verdict"]["checks"] if not check["subject"].startswith("slice ")]
     for check in kept:
@@ -187,7 +209,7 @@ def test_the_champion_is_named_and_compared() -> None:
     text = words(report.render(**given))
     clean = given["found"]["champion"]["clean"]
     assert (
-        f"the champion 2026-11-01-aa that is served today: {clean['won']} recordings won, {clean['lost']} lost" in text
+        f"the champion 2026-11-01-aa that is served today: recordings won {clean['won']}, lost {clean['lost']}" in text
     )
     assert "Chance (McNemar)" in text
 
@@ -245,13 +267,13 @@ def test_a_page_is_made_whatever_is_missing(missing: str) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
-    html = page()
+    html = plain_page()
     assert html == page()
     assert len(html.encode()) < 2_000_000
 
 
 def test_nobody_is_on_the_page() -> None:
-    html = page()
+    html = plain_page()
     for each in inputs()["rows"]:
         assert each["subject"] not in html
         assert each["recording"] not in html
@@ -260,7 +282,7 @@ def test_nobody_is_on_the_page() -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    html = page().replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
+    html = plain_page().replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe", re.sub(r"base64,[^\"']*", "", html))
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
@@ -290,7 +312,7 @@ class Outline(HTMLParser):
 
 
 def test_headings_are_in_order_and_each_figure_has_its_words() -> None:
-    outline = Outline(page(**inputs(stricter(), rival=True)))
+    outline = Outline(refused_page())
     assert outline.headings[0] == 1
     assert outline.headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(outline.headings, outline.headings[1:], strict=False))
@@ -303,14 +325,14 @@ def test_headings_are_in_order_and_each_figure_has_its_words() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [lambda: page(), lambda: page(**inputs(stricter(), rival=True))])
-def test_it_can_be_read_on_a_telephone(made: Callable[[], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("html", [plain_page, refused_page])
+def test_it_can_be_read_on_a_telephone(html: Callable[[], str], tmp_path: Path) -> None:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is missing: install the Debian package chromium")
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / "report.html"
-    file.write_text(made(), encoding="utf-8")
+    file.write_text(html(), encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         for width in (360, 1200):

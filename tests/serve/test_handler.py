@@ -53,7 +53,7 @@ def test_one_recording_in_every_form_gets_one_answer(loaded: Loaded) -> None:
     answers = loaded.ask(*forms)
     assert {status for status, _ in answers} == {200}
     assert len({round(body["probability"], 6) for _, body in answers}) == 1
-    assert set(answers[0][1]) == {"probability", "diagnosis", "warnings", "model"}
+    assert set(answers[0][1]) == {"probability", "calibrated", "diagnosis", "warnings", "model"}
     assert set(answers[0][1]["model"]) == {"name", "version", "content", "weights"}
 
 

@@ -17,11 +17,11 @@ Answers = Mapping[str, Sequence[float]]
 def gather(
     rows: Rows, others: Rows, sample: Sample, asked: Answers, decision: Mapping[str, float], least: int
 ) -> dict[str, Any]:
-    """`metrics` (probe -> metric -> {value, low, high}), `slices`, the reliability curve and `leaks`.
+    """What was found: `metrics` (probe -> metric -> {value, low, high}), `slices`, `reliability`, `leaks`, `blind`.
 
-    rows: the test set; others: what was trained on, for the baselines and the leaks. asked: probe -> (R,) calibrated
-    probabilities. decision: threshold and band. least: recordings of a class that a slice needs. What cannot be
-    measured is left out, which the gate takes as a refusal.
+    rows: the test set; others: what was trained on, for the baselines (`blind`: their answers) and the leaks. asked:
+    probe -> (R,) calibrated probabilities. decision: threshold and band. least: recordings of a class that a slice
+    needs. What cannot be measured is left out, which the gate takes as a refusal.
     """
     labels, threshold = sample.labels, decision["threshold"]
     everything = {name: list(values) for name, values in asked.items()}
@@ -33,7 +33,13 @@ def gather(
             metrics[name] = measure(sample, everything[name], threshold)
             if "clean" in metrics:
                 metrics[name]["accuracy_drop"] = _drop(sample, everything["clean"], everything[name], threshold)
-    found: dict[str, Any] = {"metrics": metrics, "slices": {}, "reliability": [], "leaks": leaks(rows, others)}
+    found: dict[str, Any] = {
+        "metrics": metrics,
+        "slices": {},
+        "reliability": [],
+        "leaks": leaks(rows, others),
+        "blind": {},
+    }
     if "clean" not in metrics:
         return found
     clean = np.asarray(everything["clean"])
@@ -51,6 +57,7 @@ def gather(
         metrics["clean"]["conclusive_accuracy"] = proportion(right[outside], sample.subjects[outside])
     for name in BASELINES if {row["label"] for row in others} == {0, 1} else ():
         blind = baseline.answers(name, others, rows)
+        found["blind"][name] = blind
         metrics[f"baseline_{name}"] = measure(sample, blind, 0.5)
         metrics[f"baseline_{name}"]["gain"] = gain(sample, everything["clean"], blind)
     measured = calibration(sample, everything["clean"], threshold)

@@ -56,6 +56,7 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
         "manifests": digest_json({key: sorted(map(digest_json, part)) for key, part in everybody.items()}),
         "noise": noise.noise_digest(tracks),
         "gate": plan.digest(),
+        "page": digest_file(report.TEMPLATE),
     }
     rival = rival_of(run, registry, inputs["model"])
     if rival:
@@ -83,6 +84,7 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
         sample = Sample.of(labels, subjects, config.validation.bootstrap, Random(config.seed).stream("bootstrap"))
         least = plan.slices.min_per_class if plan.slices else plan.min_per_class
         found = evidence.gather(rows, others, sample, asked, decision, least)
+        blind = found.pop("blind")
         found["champion"], reference, theirs = None, None, None
         if rival and registry and "clean" in found["metrics"]:
             sounds = ((probe, questions.put(probe, speech(row), row)) for probe in champion.ASKED for row in rows)
@@ -134,6 +136,7 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
             statistics=described,
             drifted=drifted,
             misheard=_misheard(rows, asked, predictor, speech),
+            blind=blind,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
         return summary(found, verdict, drifted)

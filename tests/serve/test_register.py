@@ -49,8 +49,8 @@ def made(baked, tmp_path: Path) -> list[tuple[Path, Config, dict]]:
 def go(made: tuple[Path, Config, dict], place: tuple[Server, Path, str], *, validated: bool = True, **options) -> dict:
     """Register a run; validated: after validation held it against what is served now."""
     server, store, mlflow = place
-    if validated:
-        default = ts.status(server)["default"]
+    default = ts.status(server)["default"] if validated else None
+    if default and default != made[2]["version"]:
         known = Registry(mlflow).versions().values()
         archive = next((v.tags["archive"] for v in known if v.tags["version"] == default), None)
         held_against(made[0], default, archive)

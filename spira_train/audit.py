@@ -193,7 +193,7 @@ def run(folder: Path, plan: Gate, *, small: bool = False) -> list[Case]:
             honest.append(Case(name, f"lake {lake_seed}, disease at {disease:g}", (), checks, auc))
         if first:
             bad += _bad(plan, bench, asked, asked[next(iter(models))])
-    ward = Bench.of(folder / "ward", plan, seed=7, ward=1.0, **size | {"epochs": 20})
+    ward = Bench.of(folder / "ward", plan, seed=7, ward=1.0, **size | {"epochs": 20, "subjects": 40 if small else 64})
     detector = ward.train(12, noise__variants=0, train__noisy_share=0.0)
     asked = ward.ask({"ward": detector, "floor": ward.by_sound(ward.others, _floor)})
     ours = ("ward_noise_controls accuracy_drop", "ward_noise_controls score_shift")

@@ -158,9 +158,9 @@ def test_the_form_is_typed_bounded_and_explained(load):
     epochs = params.get_param("train.epochs")
     assert epochs.value is None  # as the preset says
     assert epochs.schema["minimum"] == 1
-    assert "Empty: as the preset says (default 100" in epochs.description
-    assert "Untouched: as the preset says (default false" in params.get_param("train_each").description  # a switch
-    assert params.get_param("preset").schema["enum"] == ["default", "fast", "spira_v1"]
+    assert "Empty: as the preset says (cough 30, default 50" in epochs.description
+    assert "Untouched: as the preset says (cough false" in params.get_param("train_each").description  # a switch
+    assert params.get_param("preset").schema["enum"] == ["cough", "default", "fast", "spira_v1"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ DATA = coughs.SHARED / "covid19-cough"
 )
 def test_a_network_of_few_epochs_hears_more_than_loudness_and_length(tmp_path: Path) -> None:
     lake = coughs.land(DATA, tmp_path / "lake")
-    quick = {"partition": coughs.CALLS, "threads": 2, "train.epochs": 8, "noise.variants": 0, "train.device": "cpu"}
+    quick = {"partition": coughs.CALLS, "threads": 1, "train.epochs": 8, "noise.variants": 0, "train.device": "cpu"}
     table = coughs.measure(lake, resolve(preset_files("cough"), quick), [1], 2, tmp_path)
     calls, telegram = (
         {row["system"]: row for row in table if row["asked"].startswith(where)} for where in ("call", "telegram")

@@ -51,7 +51,7 @@ def test_missing_partition_is_told():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(BadInput, match=r"'turbo' is unknown; allowed: cough, default, fast, spira_v1"):
+    with pytest.raises(BadInput, match=r"'turbo' is unknown; allowed: cough, default, fast, small, spira_v1"):
         config.preset_files("turbo")
 
 

@@ -1,0 +1,159 @@
+"""Table and figures of `bench.ward_study`, made from its stored results alone."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spira_train.figures import CONTROL, INK, PATIENT, QUIET
+from spira_train.metrics import Sample
+from spira_train.rng import Random
+
+# v1's experiments: noises in controls, in patients
+V1 = {"3/3": (3, 3), "none": (0, 0), "1/0": (1, 0), "4/3": (4, 3), "2/2": (2, 2)}
+OURS = "ours"
+# config/small.yaml with one ingredient taken away
+ABLATION: dict[str, dict[str, Any]] = {
+    "ours, 3 in 10 draws clean": {"train.noisy_share": 0.7},
+    "ours, no average of weights": {"train.average": 0},
+    "ours, no time masks": {"train.time_masks": 0},
+    "ours, with mixup 0.3": {"train.mixup": 0.3},
+    "ours, v1's noise law (3 crops by peak)": {"noise.law": "peak", "noise.vary": False},
+    "ours, no devices": {"noise.channel": 0},
+    "ours, no noise": {"noise.variants": 0},
+}
+SNRS = (20, 10, 5, 0)  # dB
+ANSWERS = ("clean", "ward", *(f"{snr} dB" for snr in SNRS))
+CURVES = ("none", "3/3")  # v1's rows that are asked in every condition; the others clean and in the ward only
+CONDITIONS = {"clean": "clean", "controls": "ward on controls", "ward": "ward on everyone"}
+# Casanova et al. 2021, experiments 1.3, 2.3, 3.3, 3.5, 3.6: mean and sd of clean, of noise on controls
+PUBLISHED = {
+    "v1 none": ((97.84, 0.53), (50.93, 0.93)), "v1 1/0": ((66.05, 3.74), (84.88, 2.98)),
+    "v1 2/2": ((88.58, 0.53), (85.19, 0.93)), "v1 3/3": ((90.43, 2.98), (87.04, 0.93)),
+    "v1 4/3": ((62.35, 8.35), (75.00, 2.45)),
+}  # fmt: skip
+DRAWS = 2000
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The finished trainings."""
+    file = folder / "results.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of one row in one condition, in per cent: of each seed, and the mean of all with its 95 % interval."""
+
+    seeds: list[float]
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        spread = f" ± {np.std(self.seeds, ddof=1):.1f}" if len(self.seeds) > 1 else ""
+        return f"{self.mean:.1f}{spread} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def measure(lines: Sequence[Mapping[str, Any]], condition: str) -> Accuracy | None:
+    """The interval resamples both what was drawn: seeds, and within each class subjects."""
+    labels = np.array(lines[0]["labels"])
+    try:
+        given = [np.where(labels == 0, line["answers"]["ward"], line["answers"]["clean"]) if condition == "controls"
+                 else np.array(line["answers"][condition]) for line in lines]  # fmt: skip
+    except KeyError:
+        return None  # this row was not asked
+    right = np.array([(p > 0.5) == (labels == 1) for p in given], float)  # (S, R)
+    rng = Random(0).stream("bootstrap")  # the same draws for every row
+    sample = Sample.of(labels.tolist(), lines[0]["subjects"], DRAWS, rng)
+    seeds = rng.integers(len(right), size=(DRAWS, len(right)))
+    drawn = (sample.weights * right[seeds].mean(1)).sum(1) / sample.weights.sum(1)  # (D,)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Accuracy([100 * float(one.mean()) for one in right], *(100 * float(v) for v in (right.mean(), low, high)))
+
+
+def report(folder: Path, pictures: Path) -> str:
+    """Draw both figures and return the tables, in Markdown; all from results.jsonl."""
+    lines = read(folder)
+    of = {name: [line for line in lines if line["name"] == name] for name in dict.fromkeys(x["name"] for x in lines)}
+    table: dict[str, dict[str, Any]] = {
+        name: {c: measure(some, c) for c in (*CONDITIONS, *ANSWERS[2:])} for name, some in of.items()
+    }
+    text = ["| recipe | parameters | seeds | " + " | ".join(CONDITIONS.values()) + " | published clean, noisy |",
+            "|---|" + "---|" * (len(CONDITIONS) + 3)]  # fmt: skip
+    for name, row in table.items():
+        clean, noisy = PUBLISHED.get(name, (None, None))
+        known = f"{clean[0]:.1f} ± {clean[1]:.1f}, {noisy[0]:.1f} ± {noisy[1]:.1f}" if clean and noisy else ""
+        cells = [name, f"{of[name][0]['parameters']:,}", len(of[name]), *(row[c] for c in CONDITIONS), known]
+        text.append("| " + " | ".join(map(str, cells)) + " |")
+    best = max((n for n in table if n.startswith("v1 ")), key=lambda n: table[n]["ward"].mean, default=None)
+    if OURS in table and best:
+        text += [
+            "",
+            f"| condition | ours | {best}, v1's best in the ward here | ours better, intervals apart |",
+            "|---|---|---|---|",
+        ]
+        for condition in (*CONDITIONS, *ANSWERS[2:]):
+            ours, theirs = table[OURS][condition], table[best][condition]
+            if ours and theirs:
+                apart = str(ours.low > theirs.high).lower()
+                text.append(f"| {CONDITIONS.get(condition, condition)} | {ours} | {theirs} | {apart} |")
+    seconds = {name: np.mean([line["cpu_seconds"] for line in some]) for name, some in of.items()}
+    text += ["", "CPU seconds a training: " + ", ".join(f"{name} {s:.0f}" for name, s in seconds.items())]
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw(pictures / "study-collapse.svg", lambda axes: collapse(axes, table))
+    draw(pictures / "study-robustness.svg", lambda axes: robustness(axes, table))
+    return "\n".join(text)
+
+
+def draw(file: Path, paint: Callable[[Axes], None]) -> None:
+    """A figure as SVG; the same results give the same bytes."""
+    style: Any = {"svg.hashsalt": "spira", "svg.fonttype": "path", "font.size": 9, "axes.edgecolor": QUIET}
+    style |= {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK}
+    with matplotlib.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(file, facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def collapse(axes: Axes, table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Clean against noisy for every recipe, the published values hollow beside."""
+    names = [name for name in table if name not in ABLATION]
+    names.sort(key=lambda name: (name == OURS, list(V1).index(name[3:]) if name != OURS else 0))
+    for shift, condition, colour in ((-0.17, "clean", CONTROL), (0.17, "controls", PATIENT)):
+        for x, name in enumerate(names):
+            one = table[name][condition]
+            axes.plot([x + shift] * 2, [one.low, one.high], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(np.full(len(one.seeds), x + shift), one.seeds, ".", color=colour, alpha=0.4, markersize=4)
+            axes.plot(x + shift, one.mean, "o", color=colour, markersize=6)
+            if name in PUBLISHED:
+                known = PUBLISHED[name][condition == "controls"][0]
+                axes.plot(x + shift + 0.13, known, "o", markerfacecolor="white", color=colour, markersize=6)
+    axes.axhline(50, color=QUIET, linewidth=1, linestyle=":")
+    axes.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy, %", ylim=(40, 101))
+    marks = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in (CONTROL, PATIENT)]
+    hollow = Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor="white")
+    axes.legend([*marks, hollow], ["clean", "ward noise on controls", "published (SPIRA's own recordings)"],
+                frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+
+
+def robustness(axes: Axes, table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Accuracy against the ratio of speech to ward noise, on everyone, from clean at the left."""
+    for name, colour, mark in (("v1 none", QUIET, "s"), ("v1 3/3", CONTROL, "o"), (OURS, PATIENT, "D")):
+        if name in table:
+            points = [table[name][c] for c in ("clean", *ANSWERS[2:])]
+            axes.fill_between(
+                range(5), [p.low for p in points], [p.high for p in points], color=colour, alpha=0.15, lw=0
+            )
+            axes.plot(range(5), [p.mean for p in points], marker=mark, color=colour, label=name)
+    axes.axhline(50, color=QUIET, linewidth=1, linestyle=":")
+    axes.set(xticks=range(5), xticklabels=["clean", *ANSWERS[2:]], ylabel="accuracy, %", ylim=(40, 101),
+             xlabel="speech over unseen ward noise, on everyone")  # fmt: skip
+    axes.legend(frameon=False, loc="lower left")

@@ -1,0 +1,50 @@
+"""The study of ward noise from end to end, in a form too small to find anything: table and figures come out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import ward_report
+from bench.ward_report import OURS, V1
+
+ROOT = Path(__file__).parents[2]
+
+
+def study(*options: object) -> str:
+    command = [sys.executable, "-m", "bench.ward_study", *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_tiny_study_gives_its_table_and_figures_and_redraws_them_to_the_byte(tmp_path):
+    printed = study("--out", tmp_path, "--tiny", "--processes", 1)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["name"] for line in lines} == {OURS, *(f"v1 {name}" for name in V1)}
+    assert all(0 <= p <= 1 for line in lines for answers in line["answers"].values() for p in answers)
+    assert printed.count("\n| v1 ") == len(V1)
+    assert "intervals apart" in printed
+    pictures = {name: (tmp_path / name).read_bytes() for name in ("study-collapse.svg", "study-robustness.svg")}
+    assert all(b"<svg" in picture for picture in pictures.values())
+    study("--out", tmp_path, "--only-report", "--pictures", tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in pictures} == pictures
+
+
+def line(seed: int, clean: list[float], ward: list[float]) -> dict:
+    return {"seed": seed, "labels": [0, 0, 1, 1], "subjects": list("abcd"), "answers": {"clean": clean, "ward": ward}}
+
+
+def test_accuracy_is_by_recording_with_noise_on_controls_only_where_so_asked():
+    lines = [line(1, [0.1, 0.2, 0.9, 0.8], [0.9, 0.2, 0.1, 0.1]), line(2, [0.1, 0.7, 0.9, 0.8], [0.9, 0.9, 0.1, 0.1])]
+    assert ward_report.measure(lines, "clean").seeds == [100.0, 75.0]
+    assert ward_report.measure(lines, "ward").seeds == [25.0, 0.0]
+    controls = ward_report.measure(lines, "controls")
+    assert controls.seeds == [75.0, 50.0]
+    assert controls.low <= controls.mean == 62.5 <= controls.high
+    assert ward_report.measure(lines, "0 dB") is None

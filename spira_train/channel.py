@@ -5,7 +5,6 @@ import io
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from spira_train.audio import SAMPLE_RATE
 
@@ -32,6 +31,8 @@ def band(signal: Signal, low: float, high: float, tilt: float = 0.0) -> Signal:
 
 def telephone(signal: Signal) -> Signal:
     """Over a telephone line: 300 to 3400 Hz, 8 kHz, 8 bits of mu-law."""
+    from scipy.signal import resample_poly  # most of a second, which only this function is worth
+
     narrow = resample_poly(band(signal, *TELEPHONE_BAND), 1, 2)  # (T / 2,)
     narrow = np.clip(narrow, -1, 1)
     curved = np.sign(narrow) * np.log1p(MU * np.abs(narrow)) / np.log1p(MU)

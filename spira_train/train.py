@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from spira_train import calibration
 from spira_train.config import Config
 from spira_train.dataset import Dataset, load, window_of
 from spira_train.featurise import finished
@@ -276,6 +275,8 @@ def describe(config: Config, train: Dataset, state: State) -> dict[str, Any]:
 
 def decide(config: Config, validation: Dataset, state: State) -> dict[str, Any]:
     """Temperature and inconclusive band of the best weights, fitted on the validation split, clean and in noise."""
+    from spira_train import calibration  # a second of imports, which a cached step does without
+
     network, rule = state.network.cpu(), config.decision
     network.load_state_dict(state.best)
     heard = answers(network, torch.from_numpy(validation.variants[:2]), validation).double().numpy()  # (2, R)

@@ -175,7 +175,7 @@ class Standardise(nn.Module):
 
 
 class SpiraShort(nn.Module):
-    """For recordings shorter than a window, as coughs: only frames that hold sound count, and level and tone may tell.
+    """For recordings shorter than a window, as coughs: pools only frames that hold sound; level and tone may tell.
 
     Padding is digital silence, whose spectrum is flat: all its coefficients but the first are zero. Two parts are
     summed: a linear one on statistics over time of each mel band, and strided convolutions with masked pooling.

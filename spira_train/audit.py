@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Bench:
-    """A lake with its recordings in memory and what models answered. asked: name of a model -> probe -> (R,)."""
+    """An extracted lake: its test set, the recordings that models are trained on, and the gate's questions."""
 
     lake: Lake
     config: Config
@@ -136,11 +136,7 @@ class Bench:
 def network(predictor: inference.Predictor) -> Model:
     """A trained network as the gate asks it."""
 
-    def answer(_: Row, waves: Sequence[Signal]) -> list[float]:
-        found = predictor.predict([torch.from_numpy(np.ascontiguousarray(wave)) for wave in waves])
-        return [predictor.calibrate(each.probability) for each in found]
-
-    return answer
+    return lambda _, waves: predictor.calibrated(waves)
 
 
 def judge(
@@ -198,7 +194,7 @@ def run(folder: Path, plan: Gate, *, small: bool = False) -> list[Case]:
     asked = ward.ask({"ward": detector, "floor": ward.by_sound(ward.others, _floor)})
     ours = ("ward_noise_controls accuracy_drop", "ward_noise_controls score_shift")
     for name, what in (
-        ("ward", "v1's recipe without noise, patients in wards"),
+        ("ward", "trained without noise, every patient in a ward"),
         ("floor", "hears the loudness of pauses"),
     ):
         checks, auc = judge(plan, ward, asked[name], ward.rows, ward.others)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,6 +52,11 @@ class Predictor:
         logits = torch.cat([self.network(self.extractor(part)) for part in windows.split(CHUNK)])  # (sum W,)
         answers = torch.sigmoid(logits.double()).split([len(w) for w in per_recording])
         return [Prediction(float(a.mean()), a.tolist()) for a in answers]
+
+    def calibrated(self, waveforms: Sequence[NDArray[np.float32]]) -> list[float]:
+        """The calibrated probability of each of `waveforms`, (T,) as `predict` takes them, but numpy's."""
+        found = self.predict([torch.from_numpy(np.ascontiguousarray(wave)) for wave in waveforms])
+        return [self.calibrate(each.probability) for each in found]
 
     def calibrate(self, probability: float) -> float:
         """The probability with its log-odds divided by the temperature that was fitted on the validation split."""

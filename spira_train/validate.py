@@ -70,16 +70,12 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
         predictor = inference.load(run / "train")
         decision = predictor.description["decision"]
 
-        def predict(_: Row, waveforms: Sequence[probes.Signal]) -> list[float]:
-            found = predictor.predict([torch.from_numpy(np.ascontiguousarray(wave)) for wave in waveforms])
-            return [predictor.calibrate(each.probability) for each in found]
-
         def speech(row: Row) -> probes.Signal:
             return as_float(from_flac(lake.read("audio", row["partition"], row["file"])))  # (T,)
 
         # the gate's noise must not follow a run's seed: every model is asked the same questions
         questions = probes.Questions(plan.noise.insertion(), noise.load(lake, tracks, "test"), plan.digest())
-        asked = probes.ask(predict, rows, speech, questions)
+        asked = probes.ask(lambda _, waves: predictor.calibrated(waves), rows, speech, questions)
         labels, subjects = [row["label"] for row in rows], [row["subject"] for row in rows]
         sample = Sample.of(labels, subjects, config.validation.bootstrap, Random(config.seed).stream("bootstrap"))
         least = plan.slices.min_per_class if plan.slices else plan.min_per_class

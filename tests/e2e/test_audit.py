@@ -27,6 +27,6 @@ def test_the_honest_one_is_blessed(cases):
 
 def test_the_table_tells_both(cases):
     table = audit.table(cases)
-    assert "| ward detector | v1's recipe without noise, patients in wards |" in table
+    assert "| ward detector | trained without noise, every patient in a ward |" in table
     assert "**ward_noise_controls accuracy_drop**" in table
     assert table.count(" yes |") == len(cases)

@@ -4,9 +4,7 @@ Another model server is a second module with these functions. Nothing here is sp
 golden recordings' format.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
 import uuid
@@ -20,6 +18,7 @@ from zipfile import BadZipFile, ZipFile
 import requests
 
 from spira_train.outcome import Refused, TryAgain
+from spira_train.store import alone as held
 from spira_train.store import digest_bytes, digest_file, disk_errors
 
 CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 60.0
@@ -176,12 +175,8 @@ def alone(store: Path) -> Iterator[None]:
     """Hold a model store: whoever else promotes a version from it waits. The kernel lets go of it with the process."""
     with disk_errors(str(store)):
         store.mkdir(parents=True, exist_ok=True)
-        door = os.open(store, os.O_RDONLY)
-    try:
-        fcntl.flock(door, fcntl.LOCK_EX)
+    with held(store):
         yield
-    finally:
-        os.close(door)
 
 
 def status(server: Server) -> dict[str, Any]:

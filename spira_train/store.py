@@ -109,7 +109,7 @@ def publish(fs: fsspec.AbstractFileSystem, destination: str) -> Iterator[Path]:
     with disk_errors(destination):
         parent.mkdir(parents=True, exist_ok=True)
         staging = parent / f".{name}.{uuid.uuid4().hex[:12]}.partial"
-        with _alone(parent):
+        with alone(parent):
             _sweep([*parent.glob(f".{name}.*.partial"), *parent.glob(f".{name}.*.old")])
             staging.mkdir()
             # The lock says that the writer lives; the kernel drops it with the process.
@@ -207,7 +207,7 @@ def _swap(staging: Path, destination: Path) -> None:
     _sync(staging)
     retired = staging.with_suffix(".old")
     # Two runs may publish the same partition at once: one after the other, then; the bytes are the same.
-    with _alone(destination.parent):
+    with alone(destination.parent):
         if destination.exists():
             destination.rename(retired)
         staging.rename(destination)
@@ -215,7 +215,7 @@ def _swap(staging: Path, destination: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the door of a folder: whoever else publishes there waits."""
     door = os.open(folder, os.O_RDONLY)
     try:

@@ -14,7 +14,7 @@ STACKS := tests/e2e/test_compose.py tests/e2e/test_scheduler.py tests/e2e/test_s
 TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 
 .PHONY: help demo demo-docker demo-process images deliver up down status compose-up compose-down compose-status
-.PHONY: environments test test-proofs test-stacks test-quick lint format params locks bench clean distclean
+.PHONY: environments test test-stacks test-code test-serve test-proofs test-orchestration test-quick lint format params locks bench clean distclean
 
 help:  ## Explain every target
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,16 +61,23 @@ environments:  ## Create the two locked Python environments, side by side
 
 test: environments  ## Run every test in the environment it belongs to
 	@$(MAKE) --no-print-directory -j2 $(TESTS)
-	$(BIN)/python -m pytest tests --ignore tests/dags --ignore tests/engine $(addprefix --ignore ,$(PROOFS) $(STACKS))
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-proofs test-stacks
-	$(ORCHESTRATION)/bin/python -m pytest tests/dags tests/engine --confcutdir tests/dags
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-stacks test-code test-serve test-proofs test-orchestration
 
-# Trainings need the processor and no service; whole stacks mostly wait: side by side they take half the time.
+# Whole stacks mostly wait for services; they come first, and all else runs beside them in one lane.
+test-stacks:
+	$(BIN)/python -m pytest $(STACKS)
+
+test-code:
+	$(BIN)/python -m pytest tests $(addprefix --ignore ,tests/dags tests/engine tests/serve $(PROOFS) $(STACKS))
+
+test-serve:
+	$(BIN)/python -m pytest tests/serve
+
 test-proofs:
 	$(BIN)/python -m pytest $(PROOFS)
 
-test-stacks:
-	$(BIN)/python -m pytest $(STACKS)
+test-orchestration:
+	$(ORCHESTRATION)/bin/python -m pytest tests/dags tests/engine --confcutdir tests/dags
 
 test-quick: environments  ## Run the tests that start no service
 	@$(MAKE) --no-print-directory -j2 $(TESTS)

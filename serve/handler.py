@@ -35,14 +35,16 @@ class Handler:
         sys.path.insert(0, str(folder))  # the archive's own spira_train, whatever is installed beside it
         import torch
 
-        from spira_train import audio, inference
+        from spira_train import audio, inference, novelty
 
         torch.set_num_threads(1)  # one worker, one core: more would only fight over them
-        self.audio = audio
+        self.audio, self.novelty = audio, novelty
         self.torch = torch
         self.predictor = inference.load(folder)
         self.lineage = json.loads((folder / "lineage.json").read_text())
         self.blessing = json.loads((folder / "blessing.json").read_text())
+        statistics = folder / "statistics.json"  # of the training data
+        self.reference = json.loads(statistics.read_text()).get("data", {}) if statistics.is_file() else {}
         weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         if weights != self.blessing["model"]:
             raise RuntimeError(f"the weights {weights[:12]} are not the blessed ones {self.blessing['model'][:12]}")
@@ -65,47 +67,55 @@ class Handler:
             elif isinstance(item, PredictionException):
                 status, answer = item.error_code, json.loads(item.message)
             else:
-                prediction, (_, warnings, windows) = next(predictions), item
+                prediction, (_, recording, windows) = next(predictions), item
                 if math.isfinite(prediction.probability):
-                    answer = self.encode(prediction, warnings, windows)
+                    answer = self.encode(prediction, recording, windows)
                 else:
                     status, answer = 500, {"error": "not a number", "detail": "the model gave no probability"}
             context.set_response_content_type(index, "application/json")
             context.set_response_status(status, "", index)  # without its index it would be the first request's
-            answers.append(json.dumps(answer | {"model": self.identity}))
+            named = {"request_id": context.get_request_id(index), "model": self.identity}
+            answers.append(json.dumps(answer | named))
         self.seconds.add_or_update(time.perf_counter() - started, [self.identity["name"], self.identity["version"]])
         return answers
 
-    def decode(self, request: dict[str, Any], headers: dict[str, str]) -> tuple[Any, list[str], bool]:
-        """One request -> ((T,) float32 waveform at the model's rate, warnings, whether windows are asked for)."""
+    def decode(self, request: dict[str, Any], headers: dict[str, str]) -> tuple[Any, Any, bool]:
+        """One request -> ((T,) float32 waveform at the model's rate, its `Audio`, whether windows are asked for)."""
         content, options = _content(request)
         try:
             recording = self.audio.decode(content, **self.lineage["limits"])
         except self.audio.AudioError as error:
             raise _refusal(422, str(error.reason), str(error.detail)) from None
         waveform = self.torch.from_numpy(self.audio.as_float(recording))  # (T,)
-        doubts = {
-            "short": len(waveform) < self.predictor.size,  # padded with silence to one window
-            "quiet": recording.rms_dbfs < QUIET_DBFS,
-            "clipped": recording.clipped > CLIPPED_FRACTION,
-        }
         windows = str(options.get("windows", headers.get("x-spira-windows", ""))).lower() in _TRUE
-        return waveform, [name for name, present in doubts.items() if present], windows
+        return waveform, recording, windows
 
     def predict(self, waveforms: list[Any]) -> list[Any]:
         """Waveforms, each (T,) -> one prediction each; all of a batch in one call."""
         return self.predictor.predict(waveforms) if waveforms else []
 
-    def encode(self, prediction: Any, warnings: list[str], windows: bool) -> dict[str, Any]:
+    def encode(self, prediction: Any, recording: Any, windows: bool) -> dict[str, Any]:
         """The answer to one recording."""
         calibrated = self.predictor.calibrate(prediction.probability)
         answer = {
             "probability": prediction.probability,
             "calibrated": calibrated,
             "diagnosis": self.predictor.diagnosis(calibrated),
-            "warnings": warnings,
+            "warnings": self.warnings(prediction, recording),
         }
         return answer | ({"windows": prediction.windows} if windows else {})
+
+    def warnings(self, prediction: Any, recording: Any) -> list[str]:
+        """What makes an answer doubtful: a poor recording, or one unlike all that the model was trained on."""
+        doubts = {
+            "short": recording.seconds * self.audio.SAMPLE_RATE
+            < self.predictor.size,  # padded with silence to one window
+            "quiet": recording.rms_dbfs < QUIET_DBFS,
+            "clipped": recording.clipped > CLIPPED_FRACTION,
+        }
+        facts = {name: getattr(recording, name) for name in self.novelty.FACTS}
+        unlike = self.novelty.warnings(self.reference, facts, prediction.features)
+        return [name for name, present in doubts.items() if present] + unlike
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}/{version}?customized=true` shows."""
@@ -122,7 +132,8 @@ class Handler:
         except PredictionException as refusal:
             return refusal
         except Exception as error:  # noqa: BLE001 - one recording's fault must not cost its neighbours their answers
-            return _refusal(500, "fault", f"this recording could not be read ({type(error).__name__})")
+            # whatever a sender can provoke is the recording's fault, never the server's
+            return _refusal(422, "undecodable", f"this recording could not be read ({type(error).__name__})")
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

@@ -23,10 +23,14 @@ EDGE = 1e-6  # a probability nearer to 0 or 1 counts as this near
 
 @dataclass(frozen=True)
 class Prediction:
-    """probability: mean over the windows of P(insufficiency), SPIRA v1's rule; windows: one value a window."""
+    """probability: mean over the windows of P(insufficiency), SPIRA v1's rule; windows: one value a window.
+
+    features: mean MFCC over windows and frames, (n_mfcc,), as `featurise.means` has them of what was trained on.
+    """
 
     probability: float
     windows: list[float]
+    features: list[float]
 
 
 class Predictor:
@@ -48,10 +52,16 @@ class Predictor:
         A recording's answer does not depend on its neighbours.
         """
         per_recording = [cut(w, self.size, self.step) for w in waveforms]  # each (W, size)
-        windows = torch.cat(per_recording)[:, None]  # (sum W, 1, size)
-        logits = torch.cat([self.network(self.extractor(part)) for part in windows.split(CHUNK)])  # (sum W,)
-        answers = torch.sigmoid(logits.double()).split([len(w) for w in per_recording])
-        return [Prediction(float(a.mean()), a.tolist()) for a in answers]
+        counts = [len(windows) for windows in per_recording]
+        logits, means = [], []
+        for part in torch.cat(per_recording)[:, None].split(CHUNK):  # (<= CHUNK, 1, size)
+            features = self.extractor(part)  # (<= CHUNK, 1, frames, n_mfcc)
+            logits.append(self.network(features))
+            means.append(features.mean((1, 2)))
+        answers = torch.sigmoid(torch.cat(logits).double()).split(counts)
+        heard = torch.cat(means).split(counts)  # each (W, n_mfcc)
+        found = zip(answers, heard, strict=True)
+        return [Prediction(float(a.mean()), a.tolist(), f.mean(0).tolist()) for a, f in found]
 
     def calibrated(self, waveforms: Sequence[NDArray[np.float32]]) -> list[float]:
         """The calibrated probability of each of `waveforms`, (T,) as `predict` takes them, but numpy's."""

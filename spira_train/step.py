@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import fsspec
@@ -20,6 +21,7 @@ from spira_train.store import REPORT, digest_bytes, digest_folder, digest_json, 
 PACKAGE = Path(__file__).resolve().parent
 # The frame and the wording of messages do not shape results; everything else that a step imports does.
 _NEUTRAL = {"config", "outcome", "step", "store", "progress"}
+_PARSING = Lock()  # CPython 3.11 counts the depth of a syntax tree in one place for all threads, and trips over it
 
 
 def fingerprint(
@@ -112,7 +114,9 @@ def versions() -> dict[str, str]:
 
 def _imports(source: bytes) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(source)):
+    with _PARSING:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spira_train":
             dotted = node.module.split(".")
             found += [dotted[1]] if len(dotted) > 1 else [alias.name for alias in node.names]

@@ -231,7 +231,8 @@ def _golden(
         file = folder / f"{number:02d}.wav"
         soundfile.write(file, speech, SAMPLE_RATE, subtype="PCM_16")
         (answer,) = predictor.predict([torch.from_numpy(speech)])
-        entries.append({"file": file.name, "label": row["label"], "sha256": digest_file(file), **asdict(answer)})
+        entry = {"file": file.name, "label": row["label"], "sha256": digest_file(file)}
+        entries.append(entry | {"probability": answer.probability, "windows": answer.windows})
     _write(folder / "golden.json", entries)
 
 

@@ -136,6 +136,7 @@ def register(
 @app.command()
 def verify(
     run: RunOption,
+    models: ModelsOption,
     mlflow: MlflowOption,
     keys: KeysOption,
     inference: InferenceOption = INFERENCE,
@@ -146,7 +147,39 @@ def verify(
     from spira_train import verify as step
 
     server = Server(inference, management, keys)
-    _finish("verify", step.run(run=run, config=configuration.load(run), mlflow=mlflow, server=server))
+    config = configuration.load(run)
+    _finish("verify", step.run(run=run, config=config, models=models, mlflow=mlflow, server=server))
+
+
+@app.command()
+def rollback(
+    models: ModelsOption,
+    mlflow: MlflowOption,
+    keys: KeysOption,
+    to: Annotated[str, typer.Option(help="A former champion; empty: the previous one")] = "",
+    inference: InferenceOption = INFERENCE,
+    management: ManagementOption = MANAGEMENT,
+) -> None:
+    """Give the place back to the previous version, at once: no request fails."""
+    from serve.torchserve import Server
+    from spira_train import rollback as step
+
+    emit("rollback", **step.run(mlflow=mlflow, server=Server(inference, management, keys), models=models, to=to))
+
+
+@app.command()
+def reconcile(
+    models: ModelsOption,
+    mlflow: MlflowOption,
+    keys: KeysOption,
+    inference: InferenceOption = INFERENCE,
+    management: ManagementOption = MANAGEMENT,
+) -> None:
+    """Make what is served MLflow's champion again, after whatever parted them; changes nothing where they agree."""
+    from serve.torchserve import Server
+    from spira_train import reconcile as step
+
+    emit("reconcile", **step.run(mlflow=mlflow, server=Server(inference, management, keys), models=models))
 
 
 @app.command()

@@ -16,7 +16,8 @@ from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused
 from spira_train.package import blessed, check_blessing, intact
 from spira_train.progress import say
-from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, follow, promote
+from spira_train.reconcile import announce, done, settle, unload
+from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry, promote
 from spira_train.step import perform
 from spira_train.store import digest_bytes, digest_file, digest_json, local_lake, read_report
 
@@ -72,7 +73,7 @@ def _serve(
     version, archive = package["version"], run / "package" / package["file"]
     served = torchserve.status(server)
     # Where this version is the default already, an earlier try was cut off: it is verified first, and promoted then.
-    if served["default"] != version and (mended := follow(registry, served)):
+    for mended in settle(registry, server, models) if served["default"] != version else ():
         say(f"register: {mended}")
     aliases, known = registry.aliases(), registry.versions()
     champion = known[aliases[CHAMPION]].tags["version"] if CHAMPION in aliases else None
@@ -86,10 +87,13 @@ def _serve(
     if champion != version:
         registry.point(CHALLENGER, number)
     found = _verified(registry, server, version, run, champion)
+    announce(models, server, version)
     torchserve.promote(server, version)
     promote(registry, number)
+    done(models, server)
     say(f"register: {version} is the default version and the champion")
-    _unload(registry, server)
+    for unloaded in unload(registry, server):
+        say(f"register: {unloaded}")
     _retain(registry, server, models, keep)
     previous = registry.aliases().get(PREVIOUS)  # noted for a rollback, which must not wait for MLflow
     earlier = registry.versions()[previous].tags["version"] if previous else None
@@ -211,16 +215,6 @@ def _verified(registry: Registry, server: Server, version: str, run: Path, champ
         f"(largest difference {found['largest_difference']:.1e}, {found['milliseconds']:.0f} ms each)"
     )
     return found
-
-
-def _unload(registry: Registry, server: Server) -> None:
-    """Unload versions without an alias: each costs a process. They are former champions, and what kills left behind."""
-    named, served = set(registry.aliases().values()), torchserve.status(server)
-    for number, known in registry.versions().items():
-        version = known.tags.get("version")
-        if number not in named and version in served["versions"] and version != served["default"]:
-            torchserve.unregister(server, version)
-            say(f"register: {version} is unloaded; its archive stays in the model store")
 
 
 def _retain(registry: Registry, server: Server, models: Path, keep: int) -> None:

@@ -225,37 +225,58 @@ def promote(registry: Registry, version: str) -> None:
         registry.point(CHALLENGER, None)
 
 
-def rollback(registry: Registry, version: str) -> str | None:
-    """Take the champion's place from `version` and give it to the previous one; returns its number, if there is one."""
+def rollback(registry: Registry, version: str, to: str | None) -> None:
+    """Take the champion's place from `version` and give it to `to`. Safe to repeat after a kill anywhere."""
     aliases = registry.aliases()
-    previous = aliases.get(PREVIOUS)
     registry.tag(version, "promoted", "false")
     if aliases.get(CHAMPION) == version:
-        registry.point(CHAMPION, previous)
-        if previous:
-            registry.tag(previous, "promoted_at", _now())
-            registry.point(PREVIOUS, None)
-    return previous
+        registry.point(CHAMPION, to)
+        if to:
+            registry.tag(to, "promoted_at", _now())
+    if to and aliases.get(PREVIOUS) == to:
+        registry.point(PREVIOUS, None)
 
 
-def follow(registry: Registry, served: Mapping[str, Any]) -> str | None:
-    """Let the aliases follow a server's `status` where a kill parted them; returns what was mended, as a sentence."""
+def follow(registry: Registry, served: Mapping[str, Any], announced: str | None) -> str | None:
+    """Let the aliases follow a server's `status` where a change was cut off; returns what was mended, as a sentence.
+
+    announced: the version that was to become the default. Where another one is, the aliases stay as they are.
+    """
     aliases, versions = registry.aliases(), registry.versions()
     champion, previous, challenger = map(aliases.get, (CHAMPION, PREVIOUS, CHALLENGER))
     if previous and previous == champion:  # killed between two aliases
         registry.point(PREVIOUS, None)
-        previous = None
     if challenger and versions[challenger].tags["version"] not in served["versions"]:
         registry.point(CHALLENGER, None)
     default = served["default"]
     number = next((number for number, known in versions.items() if known.tags.get("version") == default), None)
-    if number is None:
-        return f"{default} is served, but MLflow does not know it" if default else None
-    if number == previous and champion:
-        rollback(registry, champion)
+    if number is None or (number != champion and default != announced):
+        return None
+    if number == champion:
+        promote(registry, number)  # its tags may be missing
+        return None
+    if champion and versions[number].tags.get("promoted") == "true":  # it was the champion before
+        rollback(registry, champion, number)
         return f"a rollback to {default} was cut off: it is the champion again"
-    promote(registry, number)  # also the champion itself: its tags may be missing
-    return None if number == champion else f"the promotion of {default} was cut off: it is the champion now"
+    promote(registry, number)
+    return f"the promotion of {default} was cut off: it is the champion now"
+
+
+def named(uri: str, alias: str) -> dict[str, str] | None:
+    """The tags of the version that `alias` names, or None; by one plain request, as MLflow's client takes a second."""
+    if not re.match("https?://", uri):
+        registry = Registry(uri)
+        number = registry.aliases().get(alias)
+        return dict(registry.versions()[number].tags) if number else None
+    address = f"{uri.rstrip('/')}/api/2.0/mlflow/registered-models/alias"
+    try:
+        answer = requests.get(address, params={"name": MODEL, "alias": alias}, timeout=(3, 10))
+        if answer.status_code in (400, 404):  # no such alias, or no model yet
+            return None
+        answer.raise_for_status()
+        return {tag["key"]: tag["value"] for tag in answer.json()["model_version"].get("tags", [])}
+    except (requests.RequestException, ValueError, KeyError):
+        raise TryAgain(f"MLflow at {uri} does not answer; start it and run again") from None
 
 
 def _fitting(value: str) -> str:

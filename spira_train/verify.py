@@ -7,12 +7,14 @@ from serve import torchserve
 from serve.torchserve import Server
 from spira_train.config import Config
 from spira_train.outcome import Refused, TryAgain
-from spira_train.registry import Registry, follow, rollback
+from spira_train.progress import say
+from spira_train.reconcile import announce, done, settle, unload
+from spira_train.registry import Registry, rollback
 from spira_train.step import perform
 from spira_train.store import digest_json, local_lake, read_report
 
 
-def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, Any]:
+def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server) -> dict[str, Any]:
     """Verify the default path of the inference API for a run that was registered; returns the report.
 
     Raises `Refused` after a rollback (server and aliases), naming what was wrong and what is served now.
@@ -24,12 +26,13 @@ def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, 
     version, number, champion = summary["version"], summary["mlflow_version"], summary["champion"]
     if champion != version:
         return _report(run, {"version": version, "champion": champion, "message": "superseded; nothing to verify"})
-    served = torchserve.status(server)
-    default = served["default"]
-    if default is not None and default == summary.get("previous"):  # rolled back; perhaps by a try that was cut off
-        if version in served["versions"]:
-            torchserve.unregister(server, version)
-        follow(Registry(mlflow), served)
+    if torchserve.status(server)["default"] != version:  # changed since, or cut off in the middle of it
+        with torchserve.alone(models):
+            registry = Registry(mlflow)
+            for mended in [*settle(registry, server, models), *unload(registry, server)]:
+                say(f"verify: {mended}")
+    default = torchserve.status(server)["default"]
+    if default is not None and default == summary.get("previous"):
         raise Refused(f"{version} was rolled back before: {default} is served again and is the champion")
     if default != version:
         raise Refused(
@@ -39,21 +42,27 @@ def run(*, run: Path, config: Config, mlflow: str, server: Server) -> dict[str, 
     try:
         found = torchserve.verify(server, None, run / "validate" / "golden", expected=version)
     except Refused as error:
-        raise Refused(f"{error}. {_roll_back(mlflow, server, version, number, summary.get('previous'))}") from None
+        instead = _roll_back(mlflow, server, models, version, number, summary.get("previous"))
+        raise Refused(f"{error}. {instead}") from None
     lasting = {name: found[name] for name in ("version", "recordings")}
     return _report(run, lasting | {"champion": version})
 
 
-def _roll_back(mlflow: str, server: Server, version: str, number: str, earlier: str | None) -> str:
+def _roll_back(mlflow: str, server: Server, models: Path, version: str, number: str, earlier: str | None) -> str:
     """Server first, aliases second: people are answered by the server. Returns what happened, as a sentence."""
     if earlier is None:  # it goes on answering, so it stays the champion
         return f"There is no previous version to roll back to: {version} is still served and must be looked at now"
-    torchserve.rollback(server, earlier)
-    torchserve.unregister(server, version)
-    try:
-        rollback(Registry(mlflow), number)
-    except TryAgain as error:
-        return f"Rolled back: {earlier} is served again; MLflow still calls {version} the champion ({error})"
+    with torchserve.alone(models):
+        announce(models, server, earlier)
+        torchserve.rollback(server, earlier)
+        torchserve.unregister(server, version)
+        try:
+            registry = Registry(mlflow)
+            known = registry.versions().items()
+            rollback(registry, number, next((n for n, v in known if v.tags.get("version") == earlier), None))
+        except TryAgain as error:  # the next `reconcile` tells it
+            return f"Rolled back: {earlier} is served again; MLflow still calls {version} the champion ({error})"
+        done(models, server)
     return f"Rolled back: {earlier} is served again and is the champion"
 
 

@@ -58,7 +58,7 @@ def go(made: tuple[Path, Config, dict], place: tuple[Server, Path, str], *, vali
 
 
 def check(made: tuple[Path, Config, dict], place: tuple[Server, Path, str]) -> dict:
-    return verify.run(run=made[0], config=made[1], mlflow=place[2], server=place[0])
+    return verify.run(run=made[0], config=made[1], models=place[1], mlflow=place[2], server=place[0])
 
 
 def state(place: tuple[Server, Path, str]) -> tuple:
@@ -220,13 +220,14 @@ def test_after_a_kill_an_old_run_that_is_cleared_does_not_push_the_new_one_aside
     assert champion_of(place) == (third, third, second)
 
 
-def test_a_first_register_that_was_killed_is_what_the_second_comes_after(place, made, monkeypatch) -> None:
+def test_a_first_register_that_was_killed_before_its_verification_is_never_promoted(place, made, monkeypatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         die(patch, ts, "register")  # TorchServe makes its very first version the default by itself
         go(made[0], place)
     go(made[1], place)
-    first, second = (facts["version"] for _, _, facts in made[:2])
-    assert champion_of(place) == (second, second, first)
+    second = made[1][2]["version"]
+    assert champion_of(place) == (second, second, None)
+    assert loaded(place) == {second}
 
 
 def test_a_promotion_cut_off_and_then_found_wrong_gives_the_champion_its_place_back(place, made, monkeypatch) -> None:

@@ -1,29 +1,36 @@
 """
-# Upkeep of the containers
+# Upkeep
 
-Removes containers that nobody waits for any more. A step's container goes with its task; one is left behind only
-where a worker was killed and its task was not tried again. Such an orphan is found by its labels. One whose task
-still runs, or will be tried again, is left alone: the next try goes on with it.
+Every five minutes:
+
+- `reconcile` compares what is served with MLflow's champion and mends what differs: after a TorchServe that came back
+  without its memory, a run that was killed between the two, or a version that was loaded by hand. Where they agree it
+  changes nothing.
+- `reap` (where steps run in containers) removes containers that nobody waits for any more. A step's container goes
+  with its task; one is left behind only where a worker was killed and its task was not tried again. Such an orphan is
+  found by its labels. One whose task still runs, or will be tried again, is left alone: the next try goes on with it.
 """
 
 import os
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
-from step import settings
+from step import settings, step
 
-if settings(os.environ)["runtime"] == "docker":  # a process ends with its worker
-    with DAG(
-        "spira_upkeep",
-        description="Removes containers that a killed worker left behind",
-        doc_md=__doc__,
-        schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC"),
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        default_args={"owner": "spira", "retries": 1, "retry_delay": timedelta(seconds=30)},
-        tags=["spira", "upkeep"],
-    ) as dag:
+with DAG(
+    "spira_upkeep",
+    description="Keeps what is served and MLflow's champion the same; removes what a killed worker left behind",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable("*/5 * * * *", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    is_paused_upon_creation=False,
+    default_args={"owner": "spira", "retries": 1, "retry_delay": timedelta(seconds=30)},
+    tags=["spira", "upkeep"],
+) as dag:
+    step("reconcile", "reconcile", execution_timeout=timedelta(minutes=5))
+
+    if settings(os.environ)["runtime"] == "docker":  # a process ends with its worker
 
         @task(execution_timeout=timedelta(minutes=5))
         def reap(ti=None):

@@ -32,8 +32,11 @@ DEFAULTS = {
 # What a step is told of its surroundings. Nothing else of the worker's environment reaches it: no Airflow secrets.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
 PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models", "SPIRA_KEYS": "/keys"}
+PLACES |= {"SPIRA_SIGNING_KEY": "/signing", "SPIRA_VERIFY_KEY": "/trust"}
+# Where a step is told of a file in a place, not of the place.
+FILES = {"SPIRA_KEYS": "key_file.json", "SPIRA_SIGNING_KEY": "signing.key", "SPIRA_VERIFY_KEY": "signing.pub"}
 KEEP = "SPIRA_KEEP"  # how many versions keep their archives
-PROCESS_ONLY = (KEEP, "SPIRA_KEYS", "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
+PROCESS_ONLY = (KEEP, "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
 Right = Literal["read", "write"]
 
 
@@ -45,7 +48,10 @@ class Reach:
     runs: Right | None = "write"
     models: Right | None = None
     keys: Right | None = None
+    signing_key: Right | None = None
+    verify_key: Right | None = None
     network: bool = False
+    keep: bool = False  # whether it lets old archives go, and is told how many stay
 
 
 REACH = {
@@ -54,9 +60,11 @@ REACH = {
     "features": Reach(lake="write", runs="read"),
     "train": Reach(lake="read", network=True),  # MLflow's live curves
     "validate": Reach(lake="read", network=True),  # MLflow's champion
-    "package": Reach(),  # its sandbox listens on the container's own loopback
-    "register": Reach(models="write", keys="read", network=True),
-    "verify": Reach(keys="read", network=True),
+    "package": Reach(signing_key="read"),  # its sandbox listens on the container's own loopback
+    "register": Reach(models="write", keys="read", verify_key="read", network=True, keep=True),
+    "verify": Reach(models="write", keys="read", network=True),  # holds the model store while it rolls back
+    "rollback": Reach(runs=None, models="write", keys="read", network=True),
+    "reconcile": Reach(runs=None, models="write", keys="read", network=True),
 }
 
 
@@ -82,15 +90,15 @@ def step(
         kwargs["pool"] = "gpu"
     shared = {"task_id": task_id, "words": list(words), "refusal_is_result": refusal_is_result, "tell": tell} | kwargs
     links = (ReportLink(),) if report else ()
+    reach = REACH[words[0]]
     if chosen["runtime"] == "process":
-        places = (name for name in PLACES if name != "SPIRA_KEYS")
+        places = (name for name in PLACES if name in _rights(reach) or not name.endswith("_KEY"))
         environment = {name: os.environ[name] for name in (*places, *ADDRESSES, *PROCESS_ONLY) if name in os.environ}
         # Airflow's own environment comes first on the worker's path; a step must find its own.
         environment["PATH"] = f"{Path(chosen['executable']).parent}:{environment.get('PATH', '/usr/bin:/bin')}"
         task: BaseOperator = ProcessStep(executable=chosen["executable"], environment=environment, **shared)
         task.operator_extra_links = links
         return task
-    reach = REACH[words[0]]
     task = ContainerStep(
         image=chosen["image"],
         environment=_told(reach),
@@ -158,10 +166,8 @@ def _rights(reach: Reach) -> dict[str, Right]:
 
 
 def _told(reach: Reach) -> dict[str, str]:
-    places = {name: PLACES[name] for name in _rights(reach)}
-    if "SPIRA_KEYS" in places:
-        places["SPIRA_KEYS"] += "/key_file.json"
-    names = (*(ADDRESSES if reach.network else ()), *((KEEP,) if reach.models else ()))
+    places = {n: f"{PLACES[n]}/{FILES[n]}" if n in FILES else PLACES[n] for n in _rights(reach)}
+    names = (*(ADDRESSES if reach.network else ()), *((KEEP,) if reach.keep else ()))
     return places | {name: os.environ[name] for name in names if os.environ.get(name)}
 
 

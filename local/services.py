@@ -47,6 +47,8 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
             "SPIRA_RUNS": os.environ.get("SPIRA_RUNS", str(folder / "runs")),
             "SPIRA_MODELS": os.environ.get("SPIRA_MODELS", str(folder / "models")),
             "SPIRA_KEYS": str(folder / "torchserve/key_file.json"),
+            "SPIRA_SIGNING_KEY": str(folder / "secrets/signing.key"),
+            "SPIRA_VERIFY_KEY": str(folder / "secrets/signing.pub"),
             "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
             "SPIRA_INFERENCE": url["INFERENCE_PORT"],
             "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],

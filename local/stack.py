@@ -25,6 +25,7 @@ from rich.table import Table
 from local.airflow_api import Airflow
 from local.ports import PortTaken, choose_ports
 from local.services import MODEL, ROOT, SERVICES, alone, command, describe, var
+from spira_train.signing import make_keys
 
 START_SECONDS, STOP_SECONDS = 180.0, 20.0
 console = Console(highlight=False)
@@ -70,6 +71,7 @@ def up(services: Sequence[str] = SERVICES) -> dict[str, Any]:
             raise SystemExit(str(taken)) from None
         for folder in ("log", "airflow", "mlflow", "lake", "runs", "models"):
             (var() / folder).mkdir(parents=True, exist_ok=True)
+        make_keys(Path(stack["places"]["SPIRA_SIGNING_KEY"]).parent)  # what archives are signed and verified with
         supervisor = _start_supervisor(stack)
         stack["supervisor"] = supervisor.pid
         (var() / "stack.json").write_text(json.dumps(stack, indent=1))

@@ -10,34 +10,24 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import requests
 
+from serve.transport import Late, Server, call, reason
 from spira_train.outcome import Refused, TryAgain
 from spira_train.store import alone as held
 from spira_train.store import digest_bytes, digest_file, disk_errors
 
-CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 60.0
 # Registration waits for the worker: importing torch on a busy machine takes its time.
 READY_SECONDS = 120.0
 # Probabilities of one model on one input may differ by rounding between machines, not by more (style.md, trust bars).
 TOLERANCE = 1e-6
 # Eight requests share a forward pass where they come together; nobody waits longer than 5 ms for company.
 BATCH, BATCH_DELAY_MS = 8, 5
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where a TorchServe is. keys: its `key_file.json`; None where it runs without tokens."""
-
-    inference: str = "http://127.0.0.1:8085"
-    management: str = "http://127.0.0.1:8086"
-    keys: Path | None = None
-    name: str = "spira"
 
 
 def register(server: Server, archive: Path, version: str, store: Path, *, ready: float = READY_SECONDS) -> str:
@@ -69,7 +59,7 @@ def register(server: Server, archive: Path, version: str, store: Path, *, ready:
         if answer.status_code == 500:  # its worker could not load, yet the version may stay: delete it
             ready = 0
         elif answer.status_code not in (200, 409):  # 409: somebody else was quicker
-            raise Refused(f"TorchServe refused {stored.name}: {_reason(answer)}")
+            raise Refused(f"TorchServe refused {stored.name}: {reason(answer)}")
     _wait(server, version, ready)
     return "registered"
 
@@ -78,44 +68,60 @@ def verify(server: Server, version: str | None, golden: Path, *, expected: str |
     """Ask `version` (None: the default path) for the golden recordings and compare with what validation found.
 
     golden: folder with `golden.json` [{file, probability, windows}] and its WAV files. expected: the version that must
-    answer; `version` unless said. Returns {version, recordings, largest_difference, milliseconds}. Raises `Refused`
-    where an answer, its version or a probability (beyond 1e-6) is wrong.
+    answer; `version` unless said. Returns {version, recordings, largest_difference, milliseconds (median)}. Raises
+    `Refused` where an answer, its version or a probability (beyond 1e-6) is wrong, or there is none in time.
     """
     entries = json.loads((golden / "golden.json").read_text())
     if not entries:
         raise Refused(f"{golden / 'golden.json'}: holds no recordings, so nothing can be verified")
     must, largest, milliseconds = expected or version, 0.0, []
     for entry in entries:
-        started = time.perf_counter()
-        answer = predict(server, (golden / entry["file"]).read_bytes(), version, windows=True)
+        where, started = f"golden recording {entry['file']}", time.perf_counter()
+        try:
+            answer = predict(server, (golden / entry["file"]).read_bytes(), version, windows=True)
+        except Late:
+            raise Refused(f"{where}: {must} gave no answer within {server.seconds:g} s") from None
         milliseconds.append(1000 * (time.perf_counter() - started))
         if answer.status_code != 200:
-            raise Refused(f"golden recording {entry['file']}: {must} answered {_reason(answer)}")
-        body = answer.json()
-        if must and body["model"]["version"] != must:
-            raise Refused(f"golden recording {entry['file']}: {body['model']['version']} answered, expected {must}")
-        pairs = zip([body["probability"], *body["windows"]], [entry["probability"], *entry["windows"]], strict=False)
-        difference = max(abs(ours - theirs) for ours, theirs in pairs)
-        if len(body["windows"]) != len(entry["windows"]) or not difference <= TOLERANCE:
+            raise Refused(f"{where}: {must} answered {reason(answer)}")
+        answered, ours = _read(answer, where)
+        if must and answered != must:
+            raise Refused(f"{where}: {answered} answered, expected {must}")
+        theirs = [entry["probability"], *entry["windows"]]
+        difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
+        if len(ours) != len(theirs) or not difference <= TOLERANCE:
             raise Refused(
-                f"golden recording {entry['file']}: {must} gives {body['probability']:.8f}, "
-                f"validation found {entry['probability']:.8f} (allowed difference: {TOLERANCE:g})"
+                f"{where}: {must} gives {ours[0]:.8f}, "
+                f"validation found {theirs[0]:.8f} (allowed difference: {TOLERANCE:g})"
             )
         largest = max(largest, difference)
-    median = sorted(milliseconds)[len(milliseconds) // 2]
     return {
-        "version": must or body["model"]["version"],
+        "version": answered,
         "recordings": len(entries),
         "largest_difference": largest,
-        "milliseconds": round(median, 1),
+        "milliseconds": round(median(milliseconds), 1),
     }
+
+
+def _read(answer: requests.Response, where: str) -> tuple[str, list[float]]:
+    """(version that answered, its probability and those of the windows); raises `Refused` where one is no number."""
+    try:
+        body = answer.json()
+        version, found = str(body["model"]["version"]), [float(x) for x in (body["probability"], *body["windows"])]
+    except (ValueError, KeyError, TypeError):
+        raise Refused(f"{where}: the answer is not JSON with probability, windows and model") from None
+    if not all(0 <= x <= 1 for x in found):
+        raise Refused(f"{where}: {version} gives {next(x for x in found if not 0 <= x <= 1)}, not a probability")
+    return version, found
 
 
 def predict(server: Server, content: bytes, version: str | None = None, *, windows: bool = False) -> requests.Response:
     """One recording's bytes to the inference API; the answer as it came (4xx for a recording that cannot be used)."""
     path = f"/predictions/{server.name}" + (f"/{version}" if version else "")
     headers = {"Content-Type": "application/octet-stream"} | ({"X-Spira-Windows": "true"} if windows else {})
-    return _call(server, server.inference, "inference", "POST", path, data=content, headers=headers)
+    return call(
+        server, server.inference, "inference", "POST", path, data=content, headers=headers, timeout=server.seconds
+    )
 
 
 def answering(server: Server) -> str | None:
@@ -129,7 +135,7 @@ def answering(server: Server) -> str | None:
     try:
         return str(answer.json()["model"]["version"])
     except (ValueError, KeyError, TypeError):
-        raise TryAgain(f"TorchServe at {server.inference} answered {_reason(answer)}") from None
+        raise TryAgain(f"TorchServe at {server.inference} answered {reason(answer)}") from None
 
 
 def promote(server: Server, version: str) -> bool:
@@ -141,7 +147,7 @@ def promote(server: Server, version: str) -> bool:
         return False
     answer = _manage(server, "PUT", f"/models/{server.name}/{version}/set-default")
     if answer.status_code != 200:
-        raise Refused(f"TorchServe refused to make {version} the default: {_reason(answer)}")
+        raise Refused(f"TorchServe refused to make {version} the default: {reason(answer)}")
     return True
 
 
@@ -190,11 +196,17 @@ def status(server: Server) -> dict[str, Any]:
     return {"default": default, "versions": shown}
 
 
+def processes(server: Server, version: str) -> set[int]:
+    """The ids of the processes that answer as `version`, as numbered where the server runs."""
+    known = _version(server, version)
+    return {int(worker["pid"]) for worker in known["workers"]} if known else set()
+
+
 def describe(server: Server, version: str) -> dict[str, Any]:
     """What the handler of `version` says of itself: model, features, decision, blessing, lineage."""
     answer = _manage(server, "GET", f"/models/{server.name}/{version}", params={"customized": "true"})
     if answer.status_code != 200:
-        raise Refused(f"{server.name} {version}: does not describe itself: {_reason(answer)}")
+        raise Refused(f"{server.name} {version}: does not describe itself: {reason(answer)}")
     return dict(answer.json()[0]["customizedMetadata"])
 
 
@@ -253,56 +265,12 @@ def _describe(server: Server, version: str | None) -> list[dict[str, Any]]:
     if answer.status_code == 404:
         return []
     if answer.status_code != 200:
-        raise TryAgain(f"TorchServe at {server.management} answered {_reason(answer)}")
+        raise TryAgain(f"TorchServe at {server.management} answered {reason(answer)}")
     return list(answer.json())
 
 
 def _manage(server: Server, verb: str, path: str, **options: Any) -> requests.Response:
-    return _call(server, server.management, "management", verb, path, **options)
-
-
-def _call(server: Server, address: str, key: str, verb: str, path: str, **options: Any) -> requests.Response:
-    """One request with the token of `key`; renewed once where the server says that it is invalid or too old."""
-    headers = dict(options.pop("headers", {}))
-    timeout = (CONNECT_SECONDS, options.pop("timeout", ANSWER_SECONDS))
-    try:
-        for attempt in ("first", "reread", "renewed"):
-            if server.keys:
-                token = _token(server, key, renew=attempt == "renewed")
-                headers["Authorization"] = f"Bearer {token}"
-            answer = requests.request(verb, address + path, headers=headers, timeout=timeout, **options)
-            if answer.status_code != 400 or "InvalidKeyException" not in answer.text:
-                return answer
-    except requests.Timeout:
-        raise TryAgain(f"TorchServe at {address} did not answer in time; look at its load and run again") from None
-    except requests.RequestException:
-        raise TryAgain(f"TorchServe at {address} does not answer; start it and run again") from None
-    if not server.keys:
-        raise TryAgain(f"TorchServe at {address} asks for a token; pass its key_file.json with --keys")
-    raise TryAgain(f"TorchServe at {address} does not take the key in {server.keys}: is it that server's file?")
-
-
-def _token(server: Server, kind: str, *, renew: bool) -> str:
-    try:
-        keys = json.loads(server.keys.read_text()) if server.keys else {}
-        if renew:
-            bearer = {"Authorization": f"Bearer {keys['API']['key']}"}
-            url = f"{server.management}/token"
-            try:
-                requests.get(url, params={"type": kind}, headers=bearer, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
-            except requests.RequestException:
-                raise TryAgain(
-                    f"{server.keys}: the token is too old, and TorchServe's management API at {server.management}, "
-                    "which renews it, does not answer"
-                ) from None
-            return _token(server, kind, renew=False)
-        return str(keys[kind]["key"])
-    except FileNotFoundError:
-        raise TryAgain(f"{server.keys}: not found; TorchServe writes it when it starts. Is it running?") from None
-    except PermissionError:
-        raise TryAgain(f"{server.keys}: not readable; it belongs to the user that runs TorchServe") from None
-    except (ValueError, KeyError):
-        raise TryAgain(f"{server.keys}: not a TorchServe key file, or just being written; run again") from None
+    return call(server, server.management, "management", verb, path, **options)
 
 
 def _copy(archive: Path, stored: Path) -> None:
@@ -315,12 +283,3 @@ def _copy(archive: Path, stored: Path) -> None:
             staging.replace(stored)
         finally:
             staging.unlink(missing_ok=True)
-
-
-def _reason(answer: requests.Response) -> str:
-    try:
-        body = answer.json()
-        detail = body.get("detail") or body.get("message") or body.get("error") or ""
-    except (ValueError, AttributeError):
-        detail = answer.text[:200]
-    return f"{answer.status_code}" + (f": {detail}" if detail else "")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spira_train import config as configuration
 from spira_train import workshop
-from spira_train.outcome import Exit, StepError, TryAgain
+from spira_train.outcome import BadInput, Exit, StepError, TryAgain
 from spira_train.progress import say
 from spira_train.step import emit
 from spira_train.store import Lake, write_atomic
@@ -29,6 +29,8 @@ MlflowOption = Annotated[str, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_U
 ModelsOption = Annotated[Path, typer.Option("--models", envvar="SPIRA_MODELS", help="TorchServe's model store")]
 InferenceOption = Annotated[str, typer.Option(envvar="SPIRA_INFERENCE", help="TorchServe's inference address")]
 ManagementOption = Annotated[str, typer.Option(envvar="SPIRA_MANAGEMENT", help="TorchServe's management address")]
+SigningKeyOption = Annotated[Path | None, typer.Option(envvar="SPIRA_SIGNING_KEY", help="Private key to sign with")]
+VerifyKeyOption = Annotated[Path | None, typer.Option(envvar="SPIRA_VERIFY_KEY", help="Public key of the signer")]
 KeysOption = Annotated[Path, typer.Option(envvar="SPIRA_KEYS", help="TorchServe's key_file.json")]
 INFERENCE, MANAGEMENT = "http://127.0.0.1:8085", "http://127.0.0.1:8086"
 
@@ -102,11 +104,11 @@ def validate(
 
 
 @app.command()
-def package(run: RunOption) -> None:
-    """Build the archive that TorchServe loads: the same inputs give the same bytes."""
+def package(run: RunOption, signing_key: SigningKeyOption = None) -> None:
+    """Build the archive that TorchServe loads, try it in a sandbox, sign it: the same inputs give the same bytes."""
     from spira_train import package as step
 
-    _finish("package", step.run(run=run, config=configuration.load(run)))
+    _finish("package", step.run(run=run, config=configuration.load(run), key=signing_key))
 
 
 @app.command()
@@ -120,17 +122,22 @@ def register(
     approver: Annotated[str, typer.Option(help="Who approved it; empty: nobody was asked")] = "",
     approved_at: Annotated[str, typer.Option(help="When, as an ISO 8601 time")] = "",
     keep: Annotated[int, typer.Option(min=2, envvar="SPIRA_KEEP", help="Versions that keep their archives")] = 10,
+    verify_key: VerifyKeyOption = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Take an archive that nobody vouches for")] = False,
 ) -> None:
-    """Register the blessed archive in MLflow and TorchServe, verify it there, make it the default."""
+    """Register the signed and blessed archive in MLflow and TorchServe, verify it there, make it the default."""
     from serve.torchserve import Server
     from spira_train import register as step
 
     server, options = Server(inference, management, keys), {"approver": approver, "approved_at": approved_at}
     config = configuration.load(run)
-    _finish(
-        "register",
-        step.run(run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, **options),
+    if not verify_key and not unsigned:
+        raise BadInput("no key to verify the archive with: set SPIRA_VERIFY_KEY (docs/signing.md), or say --unsigned")
+    key = None if unsigned else verify_key
+    report = step.run(
+        run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, key=key, **options
     )
+    _finish("register", report)
 
 
 @app.command()

@@ -13,11 +13,12 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from serve.sandbox import bless
-from spira_train import __version__
+from spira_train import __version__, signing
 from spira_train.config import Config
 from spira_train.outcome import Refused
+from spira_train.progress import say
 from spira_train.step import PACKAGE, fingerprint, modules, perform
-from spira_train.store import digest_bytes, digest_file, digest_json, local_lake, read_report, scratch
+from spira_train.store import REPORT, digest_bytes, digest_file, digest_json, local_lake, read_report, scratch
 
 NAME = "spira"
 SERVE = PACKAGE.parent / "serve"
@@ -32,12 +33,20 @@ ROOTS = ("audio", "inference", "novelty")
 _EPOCH, _CREATED = (1980, 1, 1, 0, 0, 0), "01/01/1980 00:00:00"
 
 
-def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[str, Any]] = bless) -> dict[str, Any]:
+def run(
+    *,
+    run: Path,
+    config: Config,
+    sandbox: Callable[[Path, str, Path], dict[str, Any]] = bless,
+    key: Path | None = None,
+) -> dict[str, Any]:
     """Write `package/` of a run: `spira-<version>.mar`, package.json, infra.json (its infra blessing), model-card.md.
 
-    sandbox: gives the infra blessing of (archive, version, golden folder). Raises `Refused` unless `train/` and
-    `validate/` are finished, the quality blessing is bound to these weights, and the sandbox blesses the archive.
+    sandbox: gives the infra blessing of (archive, version, golden folder). key: the private key that signs all this as
+    model.sig; None leaves it unsigned. Raises `Refused` unless `train/` and `validate/` are finished, the quality
+    blessing is bound to these weights, and the sandbox blesses the archive.
     """
+    signer = signing.fingerprint(key) if key else None
     evidence = blessed(run)
     trained, validated = evidence["train"], evidence["validate"]
     code = {name: digest_file(PACKAGE / f"{name}.py") for name in ["__init__", *modules(*ROOTS)]}
@@ -71,6 +80,8 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
     lineage |= {"content": content, "version": f"{config.partition}-{content[:8]}"}
     inputs = {"content": content, "train": trained["fingerprint"], "validate": validated["fingerprint"]}
     inputs["server"] = digest_json([digest_file(SERVE / name) for name in ("config.properties", "metrics.yaml")])
+    if signer:  # another key, another result: whoever changes the key has everything tried and signed anew
+        inputs["signer"] = signer
     identity = fingerprint(
         "package", module="package", config={}, inputs=inputs, libraries=("torch-model-archiver", "torchserve")
     )
@@ -94,8 +105,17 @@ def run(*, run: Path, config: Config, sandbox: Callable[[Path, str, Path], dict[
         _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden"))
         facts = {"archive": digest_file(archive), "model": lineage["weights"], "file": archive.name}
         _json(folder / "package.json", lineage | facts)
-        return {"name": NAME, "version": lineage["version"], "bytes": archive.stat().st_size, **facts}
+        if key:  # as the last: nothing that is tampered with later is ever signed, however often this step runs
+            signing.sign(folder, key)
+        else:
+            say("package: not signed: no SPIRA_SIGNING_KEY")
+        signed = {"signed_by": signer} if signer else {}
+        return {"name": NAME, "version": lineage["version"], "bytes": archive.stat().st_size, **facts, **signed}
 
+    place = run / "package"
+    if key and (place / REPORT).exists() and not signing.stands(place, key):
+        say("package: what lies there is not what this key signed; it is made anew")
+        (place / REPORT).unlink()
     return perform("package", identity, *local_lake(run / "package"), work, inputs)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from serve import torchserve
 from serve.torchserve import Server
+from spira_train import signing
 from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused
 from spira_train.package import blessed, check_blessing, intact
@@ -29,7 +30,7 @@ _FILES = (
     "train/report.json",
     *(f"validate/{name}.json" for name in ("metrics", "evidence", "verdict", "blessing", "statistics", "drift")),
     "validate/report.html",
-    *(f"package/{name}" for name in ("package.json", "infra.json", "model-card.md")),
+    *(f"package/{name}" for name in ("package.json", "infra.json", "model-card.md", signing.SIGNATURE)),
 )
 # Tag -> file of which it is the SHA-256.
 _DIGESTS = {
@@ -51,18 +52,21 @@ def run(
     approver: str = "",
     approved_at: str = "",
     keep: int = KEEP,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """Register the archive of a run and make it the default version; returns the report (`register/report.json`).
 
     approver, approved_at: who said yes, and when (ISO 8601); empty where nobody was asked. keep: how many versions keep
-    their archives, beside those that have an alias. Raises `Refused` where archive, blessing and weights do not belong
+    their archives, beside those that have an alias. key: the public key that the archive must be signed for; None takes
+    it unsigned. Raises `Refused` where archive, blessing and weights do not belong
     together or the server's answers differ from validation's, `TryAgain` where MLflow or TorchServe is away.
     """
     approval = _approval(approver, approved_at)
+    signed = signature(run, key)
     package = checked(run)
     registry = Registry(mlflow)
     with torchserve.alone(models):  # aliases and default version move together, or not at all
-        number = _record(registry, run, package, approval)
+        number = _record(registry, run, package, approval | signed)
         return _serve(registry, server, run, package, number, models, keep)
 
 
@@ -98,6 +102,21 @@ def _serve(
     previous = registry.aliases().get(PREVIOUS)  # noted for a rollback, which must not wait for MLflow
     earlier = registry.versions()[previous].tags["version"] if previous else None
     return _report(run, package, number, version, {"verified": found["recordings"], "previous": earlier})
+
+
+def signature(run: Path, key: Path | None) -> dict[str, str]:
+    """The tag that says who signed `package/` of a run; raises `Refused` unless `key` did. None: nobody is asked."""
+    folder = run / "package"
+    packaged = read_report(*local_lake(folder))
+    if packaged is None:
+        raise Refused(f"{folder}: not finished; run `spira-train package` first")
+    if key is None:
+        say("register: the signature of the archive is not verified: no SPIRA_VERIFY_KEY")
+        return {}
+    signer = signing.verify(folder, key)
+    intact(folder / signing.SIGNATURE, packaged["outputs"].get(signing.SIGNATURE))
+    say(f"register: the archive, its papers and both blessings are signed by {signer[:12]}")
+    return {"signed_by": signer}
 
 
 def checked(run: Path) -> dict[str, Any]:
@@ -137,8 +156,11 @@ def _compared(run: Path, champion: str, archive: str) -> None:
         )
 
 
-def _record(registry: Registry, run: Path, package: Mapping[str, Any], approval: dict[str, str]) -> str:
-    """The MLflow version of the archive, with all that says where it comes from and why; returns its number."""
+def _record(registry: Registry, run: Path, package: Mapping[str, Any], told: dict[str, str]) -> str:
+    """The MLflow version of the archive, with all that says where it comes from and why; returns its number.
+
+    told: further tags, of who approved and who signed it.
+    """
     archive = run / "package" / package["file"]
     known = registry.version(package["archive"])
     if known:
@@ -146,7 +168,9 @@ def _record(registry: Registry, run: Path, package: Mapping[str, Any], approval:
         if known.tags.get("retired") == "true":  # and wanted again
             registry.log(known.run_id, files={f"package/{archive.name}": archive}, metrics={})
             registry.tag(number, "retired", None)
-        for name, value in approval.items():
+        if known.tags.get("signed_by") != told.get("signed_by", known.tags.get("signed_by")):  # with another key since
+            registry.log(known.run_id, files={(name := f"package/{signing.SIGNATURE}"): run / name}, metrics={})
+        for name, value in told.items():
             if known.tags.get(name) != value:
                 registry.tag(number, name, value)
         return number
@@ -156,7 +180,7 @@ def _record(registry: Registry, run: Path, package: Mapping[str, Any], approval:
     metrics = json.loads((run / "validate" / "metrics.json").read_text())
     files = {name: run / name for name in _FILES if (run / name).is_file()}
     registry.log(run_id, files=files, metrics=_numbers(metrics))
-    return registry.create(archive=archive, run_id=run_id, tags=_lineage(run, package, metrics) | approval)
+    return registry.create(archive=archive, run_id=run_id, tags=_lineage(run, package, metrics) | told)
 
 
 def _lineage(run: Path, package: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -48,6 +48,6 @@ def _earlier(mlflow: str, version: str) -> dict[str, str]:
     known = [v.tags for v in Registry(mlflow).versions().values()]
     found = next((tags for tags in known if tags.get("version") == version), None)
     if found is None or "promoted" not in found:
-        champions = ", ".join(tags["version"] for tags in known if "promoted" in tags) or "none"
+        champions = ", ".join(sorted(tags["version"] for tags in known if "promoted" in tags)) or "none"
         raise BadInput(f"{version}: never was the champion, so nothing speaks for it; these were: {champions}")
     return dict(found)

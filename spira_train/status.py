@@ -46,20 +46,15 @@ def agreement(facts: Mapping[str, Any]) -> tuple[bool | None, str]:
     served, champion = facts["served"], facts["named"].get(CHAMPION, {}).get("version")
     if served == champion:
         return True, "MLflow and TorchServe agree" if served else "nothing is served yet: no model has earned it so far"
+    heals = "The DAG `spira_upkeep` mends it within five minutes, `spira-train reconcile` at once"
     if served is None:
-        return False, (
-            f"MLflow's champion is {champion}, but TorchServe serves nothing. It heals by registering the champion "
-            "again: clear the task `register` of its run in Airflow, or run `spira-train register`"
-        )
+        return False, f"MLflow's champion is {champion}, but TorchServe serves nothing. {heals}"
     if served not in facts["known"]:
         return False, (
             f"TorchServe serves {served}, which MLflow does not know; its champion is {champion or 'nobody'}. Somebody "
-            "put it there by hand. The next model that is registered takes its place"
+            f"put it there by hand. {heals}"
         )
-    return False, (
-        f"TorchServe serves {served}, but MLflow's champion is {champion or 'nobody'}: a run was cut off between the "
-        "two. The next `spira-train register`, of any run, lets MLflow follow"
-    )
+    return False, f"TorchServe serves {served}, but MLflow's champion is {champion or 'nobody'}. {heals}"
 
 
 def show(facts: Mapping[str, Any], console: Console, now: datetime | None = None) -> None:

@@ -55,6 +55,17 @@ def _simulation_options() -> Any:
 app.command("simulate")(_simulation_options())
 
 
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where signing.key is made, which nobody else may read")],
+    public: Annotated[Path | None, typer.Option(help="Where signing.pub is made; beside it unless said")] = None,
+) -> None:
+    """Make the pair of keys that archives are signed and verified with; what is there already stays as it is."""
+    from spira_train import signing
+
+    emit("keys", fingerprint=signing.make_keys(folder, public))
+
+
 @app.command("import-covid19-cough")
 def import_covid19_cough(
     source: Annotated[Path, typer.Argument(help="Folder with metadata.json and raw/")], lake: LakeOption

@@ -91,19 +91,21 @@ def held_against(run: Path, version: str | None, archive: str | None) -> None:
     report.write_text(json.dumps(facts))
 
 
-def pack(run: Path, config: Config) -> dict[str, Any]:
+def pack(run: Path, config: Config, key: Path | None = None) -> dict[str, Any]:
     """The package step with a sandbox that blesses everything: tests/serve/test_sandbox.py has the real one."""
 
     def bless(archive: Path, version: str, golden: Path) -> dict[str, Any]:
         return {"blessing": "infra", "archive": digest_file(archive)}
 
-    return package.run(run=run, config=config, sandbox=bless)
+    return package.run(run=run, config=config, sandbox=bless, key=key)
 
 
-def packaged(folder: Path, seed: int = 0, partition: str = "2026-11-05") -> tuple[Path, Config, dict[str, Any]]:
+def packaged(
+    folder: Path, seed: int = 0, partition: str = "2026-11-05", key: Path | None = None
+) -> tuple[Path, Config, dict[str, Any]]:
     """`make_run`, packaged without a sandbox; the last part is package.json."""
     run, config = make_run(folder, seed, partition)
-    pack(run, config)
+    pack(run, config, key)
     return run, config, json.loads((run / "package" / "package.json").read_text())
 
 

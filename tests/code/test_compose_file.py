@@ -169,6 +169,11 @@ def test_the_model_server_cannot_write_its_store(services):
     assert mount.get("read_only") if isinstance(mount, dict) else mount.endswith(":ro")
 
 
+def test_no_service_but_the_one_that_makes_them_sees_the_signing_keys(services):
+    held = {n for n, v in services.items() if any(s in str(v.get("volumes")) for s in ("/signing", "/trust"))}
+    assert held == {"places"}
+
+
 def test_steps_and_proxy_agree(services):
     step, proxy = services["airflow-scheduler"]["environment"], services["engine-proxy"]["environment"]
     assert step["SPIRA_RUNTIME"] == "docker"
@@ -178,7 +183,10 @@ def test_steps_and_proxy_agree(services):
     assert step["SPIRA_MEMORY"] == proxy["SPIRA_MAX_MEMORY"]
     assert step["SPIRA_CPUS"] == proxy["SPIRA_MAX_CPUS"]
     volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
-    assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [*volumes, step["SPIRA_KEYS_VOLUME"] + ":ro"]
+    assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [
+        *volumes,
+        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY")),
+    ]
 
 
 def test_step_volumes_exist_under_the_names_that_steps_are_told():

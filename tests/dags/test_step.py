@@ -128,6 +128,23 @@ def test_what_a_container_may_touch(load):
     assert [t.task_id for t in dag.tasks if "/keys" in touches(t)] == ["register", "verify"]
 
 
+def test_only_package_sees_the_private_key_and_only_register_the_public_one(load):
+    secret, public = "SPIRA_SIGNING_KEY", "SPIRA_VERIFY_KEY"
+    dag = load(SPIRA_RUNTIME="docker")
+    assert {t.task_id: touches(t)["/signing"] for t in dag.tasks if "/signing" in touches(t)} == {
+        "package": ("volume", "spira-signing-key", "read")
+    }
+    assert {t.task_id: touches(t)["/trust"] for t in dag.tasks if "/trust" in touches(t)} == {
+        "register": ("volume", "spira-verify-key", "read")
+    }
+    assert dag.get_task("package").environment[secret] == "/signing/signing.key"
+    assert dag.get_task("package").network_mode == "none"
+    assert dag.get_task("register").environment[public] == "/trust/signing.pub"
+    dag = load(SPIRA_RUNTIME="process", SPIRA_SIGNING_KEY="/s/signing.key", SPIRA_VERIFY_KEY="/s/signing.pub")
+    for name, holder in ((secret, "package"), (public, "register")):
+        assert [t.task_id for t in dag.tasks if name in getattr(t, "environment", {})] == [holder]
+
+
 def test_container_limits_and_gpus(load):
     dag = load(SPIRA_RUNTIME="docker", SPIRA_GPUS="all", SPIRA_CPUS="1.5", SPIRA_MEMORY="3g", SPIRA_IMAGE="sha256:ab")
     train, extract = dag.get_task("train"), dag.get_task("extract")

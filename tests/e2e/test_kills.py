@@ -1,6 +1,6 @@
 """SIGKILL at random moments of simulate, validate and package: run again, and the bytes are those of a quiet run.
 
-The kills of extract, features and train are in model/test_train.py, those of register in serve/test_register.py.
+The kills of extract, features and train are in model/test_train.py, those of register in serve/test_register_kills.py.
 """
 
 import random

@@ -1,16 +1,23 @@
 """A real TorchServe and a real MLflow, each started once, on free ports of loopback."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import requests
-from runs import free_ports
+from registering import Made, Place
+from runs import free_ports, packaged
 from servers import Running, running
+
+from serve import torchserve as ts
+from spira_train.registry import Registry
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +59,27 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # the group: uvicorn's workers are its children
         process.wait(30)
+
+
+@pytest.fixture
+def place(torchserve: Running, mlflow: str, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """(server under a name of its own, model store, MLflow with no versions)."""
+    server = replace(torchserve.server, name=request.node.name.replace("[", "-").replace("]", "")[-40:])
+    yield server, torchserve.store, mlflow
+    client = Registry(mlflow).client
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    for version in sorted(ts.status(server)["versions"], key=lambda v: v == ts.status(server)["default"]):
+        ts.unregister(server, version)
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
+    """Five packaged runs; `made` gives copies."""
+    folder = tmp_path_factory.mktemp("baked")
+    return [packaged(folder, seed, f"2026-11-0{seed}") for seed in range(1, 6)]
+
+
+@pytest.fixture
+def made(baked: list[Made], tmp_path: Path) -> list[Made]:
+    return [(Path(shutil.copytree(run, tmp_path / run.name)), config, facts) for run, config, facts in baked]

@@ -1,6 +1,5 @@
 """From a blessed archive to the champion, against a real MLflow and a real TorchServe."""
 
-import json
 import shutil
 import threading
 from dataclasses import replace
@@ -8,12 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from registering import Place, champion_of, check, die, go, spoil
 from runs import archive_of, found_by_validate, free_ports, held_against, packaged, wav
-from servers import Running
 
 from serve import torchserve as ts
-from serve.torchserve import Server
-from spira_train import register, registry, verify
+from spira_train import registry
 from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused, TryAgain
 from spira_train.registry import Registry
@@ -22,60 +20,13 @@ from spira_train.store import digest_file
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
 
-@pytest.fixture
-def place(torchserve: Running, mlflow: str, request: pytest.FixtureRequest):
-    """(server under a name of its own, model store, MLflow with no versions)."""
-    server = replace(torchserve.server, name=request.node.name.replace("[", "-").replace("]", "")[-40:])
-    yield server, torchserve.store, mlflow
-    client = Registry(mlflow).client
-    for model in client.search_registered_models():
-        client.delete_registered_model(model.name)
-    for version in sorted(ts.status(server)["versions"], key=lambda v: v == ts.status(server)["default"]):
-        ts.unregister(server, version)
-
-
-@pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Config, dict]]:
-    """Five packaged runs; `made` gives copies."""
-    folder = tmp_path_factory.mktemp("baked")
-    return [packaged(folder, seed, f"2026-11-0{seed}") for seed in range(1, 6)]
-
-
-@pytest.fixture
-def made(baked, tmp_path: Path) -> list[tuple[Path, Config, dict]]:
-    return [(Path(shutil.copytree(run, tmp_path / run.name)), config, facts) for run, config, facts in baked]
-
-
-def go(made: tuple[Path, Config, dict], place: tuple[Server, Path, str], *, validated: bool = True, **options) -> dict:
-    """Register a run; validated: after validation held it against what is served now."""
-    server, store, mlflow = place
-    default = ts.status(server)["default"] if validated else None
-    if default and default != made[2]["version"]:
-        known = Registry(mlflow).versions().values()
-        archive = next((v.tags["archive"] for v in known if v.tags["version"] == default), None)
-        held_against(made[0], default, archive)
-    return register.run(run=made[0], config=made[1], models=store, mlflow=mlflow, server=server, **options)
-
-
-def check(made: tuple[Path, Config, dict], place: tuple[Server, Path, str]) -> dict:
-    return verify.run(run=made[0], config=made[1], models=place[1], mlflow=place[2], server=place[0])
-
-
-def state(place: tuple[Server, Path, str]) -> tuple:
+def state(place: Place) -> tuple:
     """What a second run must not change: server, aliases, versions with their tags, archives in the store."""
     server, store, mlflow = place
     known = Registry(mlflow)
     versions = {number: (v.tags, v.last_updated_timestamp) for number, v in known.versions().items()}
     files = {f.name: (digest_file(f), f.stat().st_mtime_ns) for f in store.glob(f"{server.name}-*")}
     return ts.status(server), known.aliases(), versions, files
-
-
-def champion_of(place: tuple[Server, Path, str]) -> tuple[str | None, str | None, str | None]:
-    """(default on the server, version of alias champion, version of alias previous)."""
-    known = Registry(place[2])
-    aliases, versions = known.aliases(), known.versions()
-    named = {alias: versions[number].tags["version"] for alias, number in aliases.items()}
-    return ts.status(place[0])["default"], named.get("champion"), named.get("previous")
 
 
 def test_two_generations_and_running_again_changes_nothing(place, tmp_path: Path) -> None:
@@ -118,160 +69,6 @@ def test_a_blessing_from_before_the_champion_is_refused(place, tmp_path: Path) -
     go(second, place, validated=False)
     go(first, place, validated=False)
     assert champion_of(place)[0] == second[2]["version"]
-
-
-@pytest.mark.parametrize("where", ["torchserve.register", "torchserve.promote", "registry.promote"])
-def test_a_kill_in_between_is_healed_by_running_again(
-    place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    first, second = packaged(tmp_path, 1), packaged(tmp_path, 2)
-    go(first, place)
-    module, name = (ts, where.split(".")[1]) if where.startswith("torchserve") else (register, "promote")
-    real = getattr(module, name)
-
-    def killed(*args: object, **options: object) -> None:
-        if where != "registry.promote":
-            real(*args, **options)  # killed right after it
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, name, killed)
-        go(second, place)
-    go(second, place)
-    assert champion_of(place) == (second[2]["version"], second[2]["version"], first[2]["version"])
-    assert "challenger" not in Registry(place[2]).aliases()
-    assert len(Registry(place[2]).versions()) == 2
-
-
-def test_a_kill_between_the_aliases_is_healed(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = packaged(tmp_path, 1), packaged(tmp_path, 2)
-    go(first, place)
-    real = Registry.point
-
-    def killed(self: Registry, alias: str, version: str | None) -> None:
-        real(self, alias, version)
-        if alias == registry.PREVIOUS:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Registry, "point", killed)
-        go(second, place)
-    go(second, place)
-    assert champion_of(place) == (second[2]["version"], second[2]["version"], first[2]["version"])
-
-
-def die(patch: pytest.MonkeyPatch, owner: object, name: str, *, at: str = "", after: bool = True) -> None:
-    """Let a call of `owner.name`, the one that has `at` among its arguments, be the last thing that happens."""
-    real = getattr(owner, name)
-
-    def killed(*args: object, **options: object) -> object:
-        if at and at not in args:
-            return real(*args, **options)
-        if after:
-            real(*args, **options)
-        raise KeyboardInterrupt
-
-    patch.setattr(owner, name, killed)
-
-
-def loaded(place) -> set[str]:
-    return set(ts.status(place[0])["versions"])
-
-
-# The second register is killed here; a third run comes next. Was the second served by then?
-KILLS = {
-    "loaded": (ts, "register", {}, False),
-    "challenger named": (Registry, "point", {"at": "challenger"}, False),
-    "default": (ts, "promote", {}, True),
-    "previous named": (Registry, "point", {"at": "previous"}, True),
-    "champion named": (Registry, "point", {"at": "champion"}, True),
-    "half of its tags": (Registry, "tag", {"at": "promoted_at"}, True),
-    "receipt missing": (register, "_report", {"after": False}, True),
-}
-
-
-@pytest.mark.parametrize("where", KILLS)
-def test_after_a_kill_another_run_finds_order(place, made, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    first, second, third = (facts["version"] for _, _, facts in made[:3])
-    owner, name, options, was_served = KILLS[where]
-    go(made[0], place)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die(patch, owner, name, **options)
-        go(made[1], place)
-    assert ts.status(place[0])["default"] == (second if was_served else first)
-    go(made[2], place)
-    before = second if was_served else first
-    assert champion_of(place) == (third, third, before)
-    assert loaded(place) == {third, before}
-    assert "challenger" not in Registry(place[2]).aliases()
-    promoted = {v.tags["version"] for v in Registry(place[2]).versions().values() if v.tags.get("promoted") == "true"}
-    assert promoted == {first, third} | ({second} if was_served else set())
-    check(made[2], place)
-
-
-def test_after_a_kill_an_old_run_that_is_cleared_does_not_push_the_new_one_aside(place, made, monkeypatch) -> None:
-    for each in made[:2]:
-        go(each, place)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die(patch, ts, "promote")
-        go(made[2], place)
-    second, third = (facts["version"] for _, _, facts in made[1:3])
-    assert go(made[0], place)["summary"]["champion"] == third
-    assert champion_of(place) == (third, third, second)
-
-
-def test_a_first_register_that_was_killed_before_its_verification_is_never_promoted(place, made, monkeypatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die(patch, ts, "register")  # TorchServe makes its very first version the default by itself
-        go(made[0], place)
-    go(made[1], place)
-    second = made[1][2]["version"]
-    assert champion_of(place) == (second, second, None)
-    assert loaded(place) == {second}
-
-
-def test_a_promotion_cut_off_and_then_found_wrong_gives_the_champion_its_place_back(place, made, monkeypatch) -> None:
-    go(made[0], place)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die(patch, ts, "promote")
-        go(made[1], place)
-    monkeypatch.setattr(ts, "TOLERANCE", -1.0)
-    with pytest.raises(Refused, match="was not promoted; what was served before goes on"):
-        go(made[1], place)
-    first = made[0][2]["version"]
-    assert champion_of(place) == (first, first, None)
-    assert loaded(place) == {first}
-    assert "challenger" not in Registry(place[2]).aliases()
-
-
-@pytest.mark.parametrize("then", ["verify again", "another run"])
-@pytest.mark.parametrize(
-    ("owner", "name", "options"),
-    [
-        pytest.param(ts, "rollback", {}, id="default"),
-        pytest.param(ts, "unregister", {}, id="unloaded"),
-        pytest.param(Registry, "tag", {"at": "promoted"}, id="tagged"),
-        pytest.param(Registry, "point", {"at": "champion"}, id="champion named"),
-    ],
-)
-def test_a_rollback_that_was_killed_is_finished(place, made, monkeypatch, owner, name, options, then: str) -> None:
-    for each in made[:2]:
-        go(each, place)
-    _spoil(made[1][0])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die(patch, owner, name, **options)
-        check(made[1], place)
-    first, third = made[0][2]["version"], made[2][2]["version"]
-    if then == "verify again":
-        with pytest.raises(Refused, match=f"was rolled back before: {first} is served again"):
-            check(made[1], place)
-        assert champion_of(place) == (first, first, None)
-        assert loaded(place) == {first}
-    else:
-        go(made[2], place)
-        assert champion_of(place) == (third, third, first)
-        assert loaded(place) == {third, first}
-    assert Registry(place[2]).version(made[1][2]["archive"]).tags["promoted"] == "false"
 
 
 def test_two_registers_at_once_come_one_after_the_other(place, made) -> None:
@@ -418,7 +215,7 @@ def test_a_failed_verification_rolls_server_and_aliases_back(place, tmp_path: Pa
     first, second = packaged(tmp_path, 1), packaged(tmp_path, 2)
     go(first, place)
     go(second, place)
-    _spoil(second[0])
+    spoil(second[0])
     with pytest.raises(Refused, match=f"Rolled back: {first[2]['version']} is served again"):
         check(second, place)
     v1 = first[2]["version"]
@@ -442,7 +239,7 @@ def test_a_challenger_that_answers_otherwise_is_not_promoted(
 def test_with_no_previous_version_a_failed_verification_says_so(place, tmp_path: Path) -> None:
     first = packaged(tmp_path, 1)
     go(first, place)
-    _spoil(first[0])
+    spoil(first[0])
     with pytest.raises(Refused, match="no previous version to roll back to"):
         check(first, place)
 
@@ -491,11 +288,3 @@ def test_a_neighbour_that_is_away_is_named(place, tmp_path: Path) -> None:
         go(made, (server, store, away))
     with pytest.raises(TryAgain, match=f"TorchServe at {away} does not answer"):
         go(made, (replace(server, inference=away, management=away), store, mlflow))
-
-
-def _spoil(run: Path) -> None:
-    """Let validation have found something else, as if the server now answered wrongly."""
-    file = run / "validate" / "golden" / "golden.json"
-    entries = json.loads(file.read_text())
-    entries[0]["probability"] += 1e-4
-    file.write_text(json.dumps(entries))

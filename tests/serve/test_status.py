@@ -19,7 +19,7 @@ from runs import found_by_validate, free_ports, held_against, packaged
 from local import compose
 from serve import torchserve as ts
 from serve.torchserve import Server
-from spira_train import register, status
+from spira_train import reconcile, register, status
 from spira_train.registry import CHAMPION, EXPERIMENT, Registry
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
@@ -112,7 +112,7 @@ def test_a_disagreement_is_said_and_what_heals_it(place, baked) -> None:
     registry.point(CHAMPION, "1")
     said = look(place[0], place[2])
     assert f"✗ TorchServe serves {second}, but MLflow's champion is {first}" in said
-    assert "The next `spira-train register`, of any run, lets MLflow follow" in said
+    assert "The DAG `spira_upkeep` mends it within five minutes, `spira-train reconcile` at once" in said
     registry.client.delete_registered_model("spira")
     assert f"✗ TorchServe serves {second}, which MLflow does not know; its champion is nobody" in look(
         place[0], place[2]
@@ -124,8 +124,8 @@ def test_a_champion_that_nobody_serves(place, baked) -> None:
     ts.unregister(place[0], first)
     said = look(place[0], place[2])
     assert f"✗ MLflow's champion is {first}, but TorchServe serves nothing" in said
-    assert "run `spira-train register`" in said
-    go(baked[0], place)  # and so it heals
+    assert "`spira-train reconcile` at once" in said
+    reconcile.run(mlflow=place[2], server=place[0], models=place[1])
     assert "✓" in look(place[0], place[2])
 
 

@@ -74,6 +74,8 @@ def serve(settings: Settings) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     disable_created_metrics()
+    # httpcore looks for it several times a request, in every folder of the path; with this, once and for all.
+    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
     if settings.first_key:
         clients.first(settings.home / "clients.json", settings.first_key)
     try:

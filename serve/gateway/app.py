@@ -17,8 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from limits import parse
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -134,8 +134,9 @@ async def _client(
         said = "this key is not known" if key else "send your key as Authorization: Bearer KEY, or as X-API-Key"
         raise Problem(401, "key", said, headers={"WWW-Authenticate": "Bearer"} | CLOSE)
     rate = parse(known.clients[name].rate)
-    if not gateway.limiter.hit(rate, name):
-        wait = max(1, math.ceil(gateway.limiter.get_window_stats(rate, name).reset_time - time.time()))
+    if not await gateway.limiter.hit(rate, name):
+        window = await gateway.limiter.get_window_stats(rate, name)
+        wait = max(1, math.ceil(window.reset_time - time.time()))
         raise Problem(429, "rate", f"{name} may ask {rate}", headers={"Retry-After": str(wait)} | CLOSE)
     return name
 

@@ -22,7 +22,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.gateway import clients, files, metrics, recording, routes
+from serve.gateway import clients, files, metrics, page, recording, routes
 from serve.gateway.answer import Prediction, shaped
 from serve.gateway.problem import Failure, Problem, away
 from serve.gateway.recording import CLOSE
@@ -88,7 +88,7 @@ def create(settings: Settings) -> FastAPI:
         Shadow(upstream, settings.home / "shadow.jsonl", settings.shadow_queue),
         MovingWindowRateLimiter(MemoryStorage()),
     )
-    app = FastAPI(title="SPIRA", version="1", description=_SUMMARY, lifespan=_lifespan, redoc_url=None)
+    app = FastAPI(title="SPIRA", version="1", description=_SUMMARY, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.gateway = gateway
     app.add_middleware(_identified, gateway=gateway)
     app.add_exception_handler(Problem, _refused)
@@ -105,6 +105,7 @@ def create(settings: Settings) -> FastAPI:
         openapi_extra={"requestBody": recording.BODY},
         summary="Ask the model about one recording",
     )
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.add_api_route("/healthz", alive, methods=["GET"], summary="Whether the gateway is alive")
     app.add_api_route(
         "/readyz",
@@ -187,6 +188,11 @@ def _note(gateway: Gateway, client: str, request_id: str, reply: Reply, version:
         metrics.diagnoses.labels(version, body["diagnosis"]).inc()
         for warning in body["warnings"]:
             metrics.warnings.labels(version, warning).inc()
+
+
+async def docs(request: Request) -> Response:
+    """What this API takes and answers, for people."""
+    return page.render(request.app.openapi(), str(request.base_url).rstrip("/"))
 
 
 async def alive() -> dict[str, str]:

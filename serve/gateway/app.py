@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.gateway import clients, files, metrics, page, recording, routes
 from serve.gateway.answer import Prediction, shaped
-from serve.gateway.problem import Failure, Problem, away
+from serve.gateway.problem import Failure, Problem, away, word
 from serve.gateway.recording import CLOSE
 from serve.gateway.settings import Settings
 from serve.gateway.shadow import Job, Shadow
@@ -161,8 +161,7 @@ async def predict(
     request.state.version = version = reply.body["model"]["version"]
     _note(gateway, client, request_id, reply, version)
     if answer is None:
-        reason, detail = str(reply.body.get("error")), str(reply.body.get("detail"))
-        raise Problem(422, reason, detail, version=version)
+        raise Problem(422, word(reply.body.get("error")), str(reply.body.get("detail")), version=version)
     if challenger := routes.shadow(known):
         gateway.shadow.offer(Job(request_id, content, challenger, reply.body))
     return answer if windows else answer.model_copy(update={"windows": None})
@@ -173,8 +172,10 @@ def _note(gateway: Gateway, client: str, request_id: str, reply: Reply, version:
     body = reply.body
     line = {"time": datetime.now(UTC).isoformat(), "request_id": request_id, "client": client, "status": reply.status}
     line |= {"version": version, "content": body["model"]["content"]}
-    fields = ("probability", "calibrated", "diagnosis", "warnings") if reply.status == 200 else ("error",)
-    line |= {field: body.get(field) for field in fields}
+    if reply.status == 200:
+        line |= {field: body[field] for field in ("probability", "calibrated", "diagnosis", "warnings")}
+    else:
+        line |= {"error": word(body.get("error"))}
     try:
         files.append(gateway.settings.home / "audit.jsonl", line)
     except OSError as error:
@@ -230,7 +231,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     return _failure(
-        request, error.status_code, error.detail.lower(), f"see {PREDICT} at /docs", dict(error.headers or {})
+        request, error.status_code, word(error.detail), f"see {PREDICT} at /docs", dict(error.headers or {})
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 class Failure(BaseModel):
     """What a client gets instead of an answer."""
 
-    error: str = Field(description="the reason in a word or two, for programs", examples=["too short"])
+    error: str = Field(description="the reason in a word, for programs", examples=["too_short"])
     detail: str = Field(description="a sentence for people: what is wrong, what to do")
     request_id: str
 
@@ -31,6 +31,11 @@ class Problem(Exception):
         self.headers, self.version, self.content = dict(headers or {}), version, content
 
 
-def away(detail: str, *, error: str = "model server", seconds: int = 2) -> Problem:
+def away(detail: str, *, error: str = "model_server", seconds: int = 2) -> Problem:
     """503: nothing is wrong with the request; `seconds`: when to try again."""
     return Problem(503, error, detail, headers={"Retry-After": str(seconds)})
+
+
+def word(reason: object) -> str:
+    """A reason as one word: the handler has some of two, `not JSON`."""
+    return str(reason).lower().replace(" ", "_")

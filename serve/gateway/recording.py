@@ -47,7 +47,7 @@ def kind(request: Request) -> str:
         return found
     raise Problem(
         415,
-        "content type",
+        "content_type",
         f"{told or 'no Content-Type'}: send {', '.join(TYPES)}",
         headers={"Accept-Post": ", ".join(TYPES)} | CLOSE,
     )
@@ -55,7 +55,7 @@ def kind(request: Request) -> str:
 
 async def receive(request: Request, limit: int, seconds: float) -> bytes:
     """The body; raises `Problem`: 413 beyond `limit` bytes, 408 where it has not come after `seconds`."""
-    too_large = Problem(413, "too large", f"a request may have {limit} bytes", headers=CLOSE)
+    too_large = Problem(413, "too_large", f"a request may have {limit} bytes", headers=CLOSE)
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
     body = bytearray()
@@ -66,9 +66,9 @@ async def receive(request: Request, limit: int, seconds: float) -> bytes:
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise Problem(408, "too slow", f"the recording did not arrive within {seconds:g} s", headers=CLOSE) from None
+        raise Problem(408, "too_slow", f"the recording did not arrive within {seconds:g} s", headers=CLOSE) from None
     except ClientDisconnect:  # nobody is left to read this
-        raise Problem(400, "cut off", "the connection ended before the recording did", headers=CLOSE) from None
+        raise Problem(400, "cut_off", "the connection ended before the recording did", headers=CLOSE) from None
     return bytes(body)
 
 
@@ -82,7 +82,7 @@ async def extract(how: str, body: bytes, headers: Headers) -> bytes:
         case _:
             content = body
     if not content:
-        raise Problem(422, "no recording", "the recording is empty")
+        raise Problem(422, "no_recording", "the recording is empty")
     return content
 
 
@@ -98,10 +98,10 @@ async def _form(body: bytes, headers: Headers) -> bytes:
     try:
         form = await _InMemory(headers, stream(), max_files=1, max_fields=10).parse()
     except (MultiPartException, UnicodeError) as error:
-        raise Problem(422, "not a form", f"the form cannot be read: {getattr(error, 'message', error)}") from None
+        raise Problem(422, "not_a_form", f"the form cannot be read: {getattr(error, 'message', error)}") from None
     found = form.get("audio")
     if not isinstance(found, UploadFile):
-        raise Problem(422, "no recording", "send the recording as the file `audio` of the form")
+        raise Problem(422, "no_recording", "send the recording as the file `audio` of the form")
     return await found.read()
 
 
@@ -109,8 +109,8 @@ def _json(body: bytes) -> bytes:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        raise Problem(422, "not JSON", "the body is not JSON") from None
+        raise Problem(422, "not_json", "the body is not JSON") from None
     try:
         return base64.b64decode(value["audio"], validate=True)
     except (KeyError, TypeError, ValueError):
-        raise Problem(422, "no recording", 'JSON must be {"audio": "<base64>"}') from None
+        raise Problem(422, "no_recording", 'JSON must be {"audio": "<base64>"}') from None

@@ -116,7 +116,7 @@ def _failed(reply: Reply) -> Problem:
         detail = str(reply.body.get("detail", "the model gave no answer"))
         return Problem(502, "model", detail, version=str(model.get("version", "none")))
     if reply.status == 413:
-        return Problem(413, "too large", "the model server takes no recording of this size")
+        return Problem(413, "too_large", "the model server takes no recording of this size")
     if reply.status == 404:
-        return away("no model is served", error="no model", seconds=10)
-    return away("the model server is busy or starting", error="model server busy")
+        return away("no model is served", error="no_model", seconds=10)
+    return away("the model server is busy or starting", error="model_server_busy")

@@ -19,7 +19,7 @@ TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 help:  ## Explain every target
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
+	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, GATEWAY_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
 	@echo "  Data: SPIRA_VAR (var/), SPIRA_LAKE (var/lake).  Python 3.11: PYTHON."
 
 demo:  ## Simulate a lake, backfill it through the whole pipeline, serve the model, ask it
@@ -32,7 +32,7 @@ demo-docker:
 demo-process: environments
 	@SPIRA_RUNTIME=process $(BIN)/python -m local.demo
 
-up: environments  ## Start Airflow, MLflow and TorchServe on this machine and keep them running
+up: environments  ## Start Airflow, MLflow, TorchServe and the gateway on this machine and keep them running
 	@$(BIN)/python -m local.stack up
 
 down:  ## Stop what `make up` started; the data stays

@@ -55,6 +55,7 @@ TABLE = {
     "spira_airflow": Image("airflow", "orchestration"),
     "spira_postgres": Image("postgres", "base", "BASE"),
     "spira_engine_proxy": Image("engine_proxy", "engine-proxy"),
+    "spira_gateway": Image("gateway", "gateway"),
 }
 
 

@@ -18,11 +18,17 @@ from pathlib import Path
 
 from local import engine
 from local.ports import DEFAULTS, is_free
-from local.services import ROOT, alone, var
+from local.services import ROOT, alone, demo_key, var
 
 START_SECONDS, RESTARTS = 300.0, 3
-PORTS = {"airflow-apiserver": "AIRFLOW_PORT", "mlflow": "MLFLOW_PORT", "torchserve": "INFERENCE_PORT"}
-IMAGES = tuple(f"spira_{name}" for name in ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy"))
+PORTS = {
+    "airflow-apiserver": "AIRFLOW_PORT",
+    "mlflow": "MLFLOW_PORT",
+    "torchserve": "INFERENCE_PORT",
+    "gateway": "GATEWAY_PORT",
+}
+NAMES = ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy", "gateway")
+IMAGES = tuple(f"spira_{name}" for name in NAMES)
 # Settings handed on where they are set; docker-compose.yaml has their defaults.
 PASSED = (
     "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
@@ -141,8 +147,8 @@ def settings(
     }
 
 
-def make_secrets(folder: Path) -> list[str]:
-    """Generate the secrets that are missing; returns their names. What is there is never touched.
+def make_secrets(folder: Path, *names: str) -> list[str]:
+    """Generate the secrets that are missing, of `names` or of all; returns their names. What is there is never touched.
 
     Only their owner gets into the folder. The files themselves are readable: inside a container they belong to the
     same user as here, who is not the one that the service runs as.
@@ -154,9 +160,10 @@ def make_secrets(folder: Path) -> list[str]:
         "airflow_fernet_key": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "airflow_jwt_secret": lambda: secrets.token_urlsafe(48),
         "airflow_api_secret_key": lambda: secrets.token_urlsafe(32),
+        "gateway_demo_key": lambda: f"spira_{secrets.token_urlsafe(32)}",
         "airflow_passwords.json": lambda: json.dumps({"admin": secrets.token_urlsafe(12)}),
     }
-    missing = [name for name in contents if not (folder / name).exists()]
+    missing = [name for name in names or contents if not (folder / name).exists()]
     for name in missing:
         _write(folder / name, contents[name](), 0o444)
     return missing
@@ -170,6 +177,7 @@ def addresses(chosen: Mapping[str, str]) -> list[str]:
         f"Airflow     {address('airflow-apiserver', chosen)}  user {user}, password {password}",
         f"MLflow      {address('mlflow', chosen)}",
         f"TorchServe  {address('torchserve', chosen)}  its tokens: {keys}",
+        f"Gateway     {address('gateway', chosen)}/docs  key of the client demo in {demo_key()}",
     ]
 
 

@@ -9,12 +9,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, ORCHESTRATION = ROOT / ".venv/model/bin", ROOT / ".venv/orchestration/bin"
-SERVICES = ("airflow", "mlflow", "torchserve")
+SERVICES = ("airflow", "mlflow", "torchserve", "gateway")
 
 
 def var() -> Path:
     """The folder of all that the stack keeps: `SPIRA_VAR`, or `var/`."""
     return Path(os.environ.get("SPIRA_VAR", ROOT / "var")).absolute()
+
+
+def demo_key() -> Path:
+    """The file with the key of the gateway's first client, `demo`."""
+    return var() / "secrets/gateway_demo_key"
 
 
 @contextmanager
@@ -37,10 +42,12 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
         "services": [name for name in SERVICES if name in services],
         "ports": dict(ports),
         "airflow": url["AIRFLOW_PORT"],
+        "gateway": url["GATEWAY_PORT"],
         "health": {
             "airflow": url["AIRFLOW_PORT"] + "/api/v2/monitor/health",
             "mlflow": url["MLFLOW_PORT"] + "/health",
             "torchserve": url["INFERENCE_PORT"] + "/ping",
+            "gateway": url["GATEWAY_PORT"] + "/healthz",
         },
         "places": {
             "SPIRA_LAKE": os.environ.get("SPIRA_LAKE", str(folder / "lake")),
@@ -58,7 +65,7 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
 
 def command(name: str, stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Command line of a service and what it needs in its environment."""
-    return {"airflow": _airflow, "mlflow": _mlflow, "torchserve": _torchserve}[name](stack)
+    return _COMMANDS[name](stack)
 
 
 def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
@@ -128,6 +135,20 @@ def _torchserve(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         "grpc-management": ports["GRPC_MANAGEMENT_PORT"],
     }
     return [str(MODEL / "python"), "-m", "serve.launch", *_words(flags)], {}
+
+
+def _gateway(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    names = ("SPIRA_INFERENCE", "SPIRA_MANAGEMENT", "SPIRA_KEYS")
+    return [str(MODEL / "python"), "-m", "serve.gateway", "serve"], {
+        **{name: stack["places"][name] for name in names},
+        "SPIRA_GATEWAY_HOME": str(var() / "gateway"),
+        "SPIRA_GATEWAY_PORT": str(stack["ports"]["GATEWAY_PORT"]),
+        "SPIRA_GATEWAY_METRICS_PORT": str(stack["ports"]["GATEWAY_METRICS_PORT"]),
+        "SPIRA_GATEWAY_FIRST_KEY": str(demo_key()),
+    }
+
+
+_COMMANDS = {"airflow": _airflow, "mlflow": _mlflow, "torchserve": _torchserve, "gateway": _gateway}
 
 
 def _words(flags: Mapping[str, object]) -> list[str]:

@@ -17,8 +17,8 @@ from local import compose, engine
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("docker-compose.yaml", "docker-compose.gpu.yaml")
 ONCE = {"places", "airflow-init"}
-PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085"}
-PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT")
+PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085", "gateway": "8090"}
+PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT")
 SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy"}
 SERVICES |= {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
 IMAGE = "sha256:" + "0" * 64
@@ -77,7 +77,7 @@ def test_services(services):
     assert set(services) == SERVICES
 
 
-def test_three_ports_on_loopback(services):
+def test_four_ports_on_loopback(services):
     assert published(services) == {name: [f"127.0.0.1:{port}:{port}"] for name, port in PORTS.items()}
 
 
@@ -161,7 +161,17 @@ def test_secrets_are_files_that_git_ignores(stack):
 def test_each_gets_no_more_secrets_than_it_needs(services):
     held = {n: {s["source"] if isinstance(s, dict) else s for s in v.get("secrets", ())} for n, v in services.items()}
     assert held["postgres"] == held["mlflow"] == {"postgres_password"}
+    assert held["gateway"] == {"gateway_demo_key"}
     assert not held["torchserve"] | held["engine-proxy"] | held["places"]
+
+
+def test_the_gateway_reaches_the_model_server_alone_and_reads_its_keys(services):
+    assert {name for name, service in services.items() if "serving" in networks(service)} == {"torchserve", "gateway"}
+    assert networks(services["gateway"]) == {"serving", "published"}
+    assert services["torchserve"]["networks"]["serving"] == {"aliases": ["model-server"]}
+    assert services["gateway"]["environment"]["SPIRA_INFERENCE"] == "http://model-server:8085"
+    keys = next(m for m in services["gateway"]["volumes"] if "/torchserve" in str(m))
+    assert keys.get("read_only") if isinstance(keys, dict) else keys.endswith(":ro")
 
 
 def test_the_model_server_cannot_write_its_store(services):
@@ -314,7 +324,8 @@ def ports(monkeypatch):
 
 
 def test_ports_are_the_defaults_or_those_asked_for(ports):
-    assert ports(AIRFLOW_PORT="9000") == {"AIRFLOW_PORT": "9000", "MLFLOW_PORT": "5000", "INFERENCE_PORT": "8085"}
+    found = {"AIRFLOW_PORT": "9000", "MLFLOW_PORT": "5000", "INFERENCE_PORT": "8085", "GATEWAY_PORT": "8090"}
+    assert ports(AIRFLOW_PORT="9000") == found
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,12 @@ def place(tmp_path_factory, newest, command):
     code, _, errors = command("simulate", "--lake", folder / "lake", *words)
     assert code == 0, errors
     bring_up_to(folder / "lake", date.fromisoformat(newest))
-    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT")
+    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIRA_VAR", str(folder))
         patch.setenv("SPIRA_STACK_NAME", STACK)
         patch.setenv("SPIRA_PRESET", "fast")
-        for name, port in zip(names, free_ports(3), strict=True):
+        for name, port in zip(names, free_ports(4), strict=True):
             patch.setenv(name, str(port))
         try:
             compose.up()

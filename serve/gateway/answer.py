@@ -1,0 +1,38 @@
+"""The answer that the API promises, made from the handler's."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from serve.gateway.problem import Problem
+from serve.gateway.upstream import Reply
+
+
+class Model(BaseModel):
+    """Which model answered."""
+
+    version: str = Field(examples=["2026-11-05-7a7d4e72"])
+    content: str = Field(description="SHA-256 over all that its archive holds, as the model repository keeps it")
+
+
+class Prediction(BaseModel):
+    """The answer to one recording."""
+
+    request_id: str
+    probability: float = Field(description="of respiratory insufficiency: the mean over the windows", ge=0, le=1)
+    calibrated: float = Field(description="the same, calibrated; the diagnosis follows from it", ge=0, le=1)
+    diagnosis: Literal["positive", "negative", "inconclusive"]
+    warnings: list[str] = Field(description="doubts about the recording: short, quiet, clipped")
+    model: Model
+    windows: list[float] | None = Field(None, description="the probability of each window, where asked for")
+
+
+def shaped(reply: Reply, request_id: str) -> Prediction | None:
+    """The handler's answer in our shape; None for a refusal."""
+    try:
+        model = Model.model_validate(reply.body["model"])
+        if reply.status != 200:
+            return None
+        return Prediction.model_validate(reply.body | {"request_id": request_id, "model": model})
+    except ValidationError:
+        raise Problem(502, "model", "the model's answer is not of the shape that was agreed") from None

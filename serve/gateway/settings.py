@@ -1,0 +1,51 @@
+"""Settings of the gateway, from the environment: `SPIRA_GATEWAY_PORT=8090` and so on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "SPIRA_GATEWAY_"
+# Where TorchServe is; the rest of the stack knows it under these names.
+SHARED = {"inference": "SPIRA_INFERENCE", "management": "SPIRA_MANAGEMENT", "keys": "SPIRA_KEYS"}
+
+
+class Mistake(Exception):
+    """A mistake of whoever runs the gateway, in one sentence for them."""
+
+
+class Settings(BaseModel):
+    """Every setting with its default; sizes in bytes, times in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inference: str = "http://127.0.0.1:8085"
+    management: str = "http://127.0.0.1:8086"
+    keys: Path = Path("var/torchserve/key_file.json")
+    model: str = "spira"
+    home: Path = Path("var/gateway")  # clients.json, routes.json, audit.jsonl, shadow.jsonl
+    host: str = "127.0.0.1"
+    port: int = Field(8090, ge=1, le=65535)
+    metrics_port: int = Field(8091, ge=1, le=65535)
+    first_key: Path | None = None  # where there is no client yet, `demo` gets the key in this file
+    max_bytes: int = Field(33_554_432, ge=1)  # as TorchServe's own max_request_size: 120 s of stereo at 48 kHz fit
+    in_flight: int = Field(16, ge=1)  # times max_bytes is the memory that bodies may take
+    at_once: int = Field(8, ge=1)  # asked of TorchServe at a time: one batch
+    body_seconds: float = Field(20, gt=0)  # for a client to send its recording
+    answer_seconds: float = Field(32, gt=0)  # for TorchServe, which itself gives up after 30
+    drain_seconds: float = Field(1, ge=0)  # between "not ready" and no more connections
+    shadow_queue: int = Field(8, ge=1)
+
+
+def read(env: Mapping[str, str]) -> Settings:
+    """The settings in `env`; raises `Mistake` naming the variable that cannot be."""
+    names = {field: SHARED.get(field, PREFIX + field.upper()) for field in Settings.model_fields}
+    unknown = sorted(name for name in env if name.startswith(PREFIX) and name not in names.values())
+    if unknown:
+        raise Mistake(f"{unknown[0]}: no such setting; there are {', '.join(sorted(names.values()))}")
+    try:
+        return Settings.model_validate({field: env[name] for field, name in names.items() if env.get(name)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = names[str(first["loc"][0])]
+        raise Mistake(f"{name}={env[name]}: {first['msg']}") from None

@@ -16,7 +16,7 @@ import torch
 from spira_train import channel, noise
 from spira_train.audio import as_float, from_flac
 from spira_train.config import Config
-from spira_train.features import FeatureExtractor, cut
+from spira_train.features import FeatureExtractor
 from spira_train.outcome import BadInput
 from spira_train.progress import track
 from spira_train.rng import Random
@@ -120,9 +120,9 @@ def compute(
             loud = noise.insert(speech, tracks, **law, rng=random.stream("noise", row["recording"], variant))  # (T,)
             device = random.stream("channel", row["recording"], variant)
             versions.append(channel.any_device(loud, device) if device.random() < config.noise.channel else loud)
-        windows = torch.cat([cut(torch.from_numpy(v), size, step) for v in versions])  # ((1 + V) * W, size)
         with torch.inference_mode():
-            mfcc = extractor(windows[:, None])[:, 0].numpy()  # ((1 + V) * W, frames, n_mfcc)
+            each = [extractor.windows(torch.from_numpy(v), size, step) for v in versions]  # (W, 1, frames, n_mfcc)
+        mfcc = torch.cat(each)[:, 0].numpy()  # ((1 + V) * W, frames, n_mfcc)
         count = len(mfcc) // len(versions)
         blocks.append(mfcc.reshape(len(versions), count, *mfcc.shape[1:]))
         for name in ("recording", "subject", "label", "split"):

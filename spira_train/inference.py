@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spira_train.features import FeatureExtractor, cut
+from spira_train.features import FeatureExtractor
 from spira_train.model import build
 
 # Windows in one pass: bounds memory whatever is asked.
@@ -51,17 +51,11 @@ class Predictor:
 
         A recording's answer does not depend on its neighbours.
         """
-        per_recording = [cut(w, self.size, self.step) for w in waveforms]  # each (W, size)
-        counts = [len(windows) for windows in per_recording]
-        logits, means = [], []
-        for part in torch.cat(per_recording)[:, None].split(CHUNK):  # (<= CHUNK, 1, size)
-            features = self.extractor(part)  # (<= CHUNK, 1, frames, n_mfcc)
-            logits.append(self.network(features))
-            means.append(features.mean((1, 2)))
-        answers = torch.sigmoid(torch.cat(logits).double()).split(counts)
-        heard = torch.cat(means).split(counts)  # each (W, n_mfcc)
-        found = zip(answers, heard, strict=True)
-        return [Prediction(float(a.mean()), a.tolist(), f.mean(0).tolist()) for a, f in found]
+        each = [self.extractor.windows(w, self.size, self.step) for w in waveforms]  # (W, 1, frames, n_mfcc)
+        logits = torch.cat([self.network(part) for part in torch.cat(each).split(CHUNK)])  # (sum W,)
+        answers = torch.sigmoid(logits.double()).split([len(features) for features in each])
+        found = zip(answers, each, strict=True)
+        return [Prediction(float(a.mean()), a.tolist(), f.mean((0, 1, 2)).tolist()) for a, f in found]
 
     def calibrated(self, waveforms: Sequence[NDArray[np.float32]]) -> list[float]:
         """The calibrated probability of each of `waveforms`, (T,) as `predict` takes them, but numpy's."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchaudio.transforms import MFCC
 
 from spira_train.features import FeatureExtractor, cut
 
@@ -25,6 +26,33 @@ def test_loud_neighbour_changes_nothing():
     alone = extractor(quiet)[0]
     beside = extractor(torch.cat([loud, quiet, torch.zeros(1, 1, 64_000)]))[1]
     assert torch.allclose(alone, beside, atol=1e-4)
+
+
+def test_they_are_torchaudios():
+    torch.manual_seed(1)
+    wave = torch.randn(2, 1, 64_000) * torch.linspace(1e-4, 0.5, 64_000)
+    settings = {"n_fft": 1200, "n_mels": 40, "win_length": 400, "hop_length": 160}
+    theirs = MFCC(16_000, 40, log_mels=False, melkwargs=settings)
+    for window, found in zip(wave, FeatureExtractor()(wave), strict=True):
+        assert torch.allclose(found, theirs(window).transpose(1, 2), atol=1e-3)  # of some 300
+
+
+@pytest.mark.parametrize(("size", "step"), [(64_000, 16_000), (128_000, 32_000), (64_000, 64_000), (64_100, 16_000)])
+@pytest.mark.parametrize("length", [1, 300, 63_999, 64_000, 64_160, 96_160, 100_001, 160_000])
+def test_frames_that_windows_share_are_what_each_window_has_alone(length, size, step):
+    torch.manual_seed(length)
+    wave, extractor = torch.randn(length) * torch.linspace(1e-4, 0.5, length), FeatureExtractor()
+    alone = extractor(cut(wave, size, step)[:, None])
+    assert torch.allclose(extractor.windows(wave, size, step), alone, atol=1e-3)
+
+
+def test_a_recording_of_several_windows_is_transformed_once(monkeypatch):
+    counted, rfft = [], torch.fft.rfft
+    monkeypatch.setattr(
+        torch.fft, "rfft", lambda frames, n: counted.append(frames[..., 0].numel()) or rfft(frames, n=n)
+    )
+    FeatureExtractor().windows(torch.randn(160_000), 64_000, 16_000)
+    assert sum(counted) < 1001 + 7 * 4 + 10  # not 7 times 401
 
 
 def test_mfcc_against_a_plain_computation():

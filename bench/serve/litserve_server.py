@@ -1,0 +1,48 @@
+"""The same model behind LitServe: `python litserve_server.py MODEL_FOLDER PORT`. Batches as our handler does."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import litserve
+import torch
+from fastapi import Request
+
+from spira_train import audio, inference
+
+LIMITS = {"min_seconds": 0.5, "max_seconds": 120.0, "silence_dbfs": -60.0, "max_clipped": 0.02}
+
+
+class Spira(litserve.LitAPI):
+    """LitServe calls these in a worker process."""
+
+    def setup(self, device: str) -> None:
+        """Load the network."""
+        torch.set_num_threads(1)
+        self.predictor = inference.load(Path(sys.argv[1]))
+
+    async def decode_request(self, request: Request) -> torch.Tensor:
+        """Bytes -> (T,)."""
+        recording = audio.decode(await request.body(), **LIMITS)
+        return torch.from_numpy(audio.as_float(recording))
+
+    def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Recordings differ in length: a list is the batch."""
+        return list(inputs)
+
+    def predict(self, waveforms: list[torch.Tensor]) -> list[float]:
+        """One forward pass for all."""
+        return [found.probability for found in self.predictor.predict(waveforms)]
+
+    def unbatch(self, output: list[float]) -> list[float]:
+        """As they came."""
+        return output
+
+    def encode_response(self, output: float) -> dict[str, Any]:
+        """One JSON answer."""
+        return {"probability": output}
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(Spira(max_batch_size=8, batch_timeout=0.005), accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

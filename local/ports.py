@@ -37,7 +37,7 @@ def choose_ports(env: Mapping[str, str]) -> dict[str, int]:
     chosen = dict(asked)
     for name, default in DEFAULTS.items():
         if name not in chosen:
-            chosen[name] = default if default not in chosen.values() and is_free(default) else _any_free(chosen)
+            chosen[name] = default if default not in chosen.values() and is_free(default) else any_free(chosen)
     return chosen
 
 
@@ -58,7 +58,7 @@ def _asked(name: str, text: str) -> int:
     return int(text)
 
 
-def _any_free(chosen: Mapping[str, int]) -> int:
+def any_free(chosen: Mapping[str, int]) -> int:
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,12 +1,12 @@
 """The same model behind LitServe: `python litserve_server.py MODEL_FOLDER PORT`. Batches as our handler does."""
 
+import base64
 import sys
 from pathlib import Path
 from typing import Any
 
 import litserve
 import torch
-from fastapi import Request
 
 from spira_train import audio, inference
 
@@ -21,9 +21,9 @@ class Spira(litserve.LitAPI):
         torch.set_num_threads(1)
         self.predictor = inference.load(Path(sys.argv[1]))
 
-    async def decode_request(self, request: Request) -> torch.Tensor:
-        """Bytes -> (T,)."""
-        recording = audio.decode(await request.body(), **LIMITS)
+    def decode_request(self, request: dict[str, str]) -> torch.Tensor:
+        """{"audio": base64} -> (T,): LitServe hands its workers JSON or forms, no plain bodies."""
+        recording = audio.decode(base64.b64decode(request["audio"]), **LIMITS)
         return torch.from_numpy(audio.as_float(recording))
 
     def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

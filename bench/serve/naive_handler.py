@@ -11,6 +11,7 @@ from typing import Any
 
 import soundfile
 import torch
+from torchaudio.transforms import MFCC
 from ts.torch_handler.base_handler import BaseHandler
 
 
@@ -24,6 +25,9 @@ class NaiveHandler(BaseHandler):
         from spira_train import inference
 
         self.predictor = inference.load(folder)
+        settings = dict(self.predictor.description["features"])
+        mel = {name: settings[name] for name in ("n_fft", "n_mels", "win_length", "hop_length")}
+        self.mfcc = MFCC(settings["sample_rate"], settings["n_mfcc"], log_mels=False, melkwargs=mel)
         self.initialized = True
 
     def preprocess(self, data: list[dict[str, Any]]) -> list[torch.Tensor]:
@@ -32,8 +36,20 @@ class NaiveHandler(BaseHandler):
         return [torch.from_numpy(soundfile.read(io.BytesIO(bytes(c)), dtype="float32")[0]) for c in contents]
 
     def inference(self, data: list[torch.Tensor], *_: Any, **__: Any) -> list[float]:
-        """One recording after the other."""
-        return [self.predictor.predict([waveform])[0].probability for waveform in data]
+        """One recording after the other, one window after the other."""
+        with torch.inference_mode():
+            return [float(torch.stack([self.answer(w) for w in self.windows(one)]).mean()) for one in data]
+
+    def windows(self, waveform: torch.Tensor) -> torch.Tensor:
+        """(T,) -> (W, size)."""
+        from spira_train.features import cut
+
+        return cut(waveform, self.predictor.size, self.predictor.step)
+
+    def answer(self, window: torch.Tensor) -> torch.Tensor:
+        """(size,) -> P(insufficiency)."""
+        features = self.mfcc(window[None]).transpose(1, 2)[None]  # (1, 1, frames, n_mfcc)
+        return torch.sigmoid(self.predictor.network(features)[0])
 
     def postprocess(self, data: list[float]) -> list[str]:
         """One JSON answer each."""

@@ -1,0 +1,205 @@
+"""Latency and throughput of serving, on two cores, beside the same work in process, a first handler, and LitServe.
+
+    python -m bench.serve [--seconds 10] [--clients 1 8 64] [--json FILE]
+
+One model, trained for one epoch on a simulated lake: speed does not depend on what it learned. wrk (Debian: `wrk`) is
+the load; it runs on the same two cores as what it loads. Answers other than 200 are counted apart and are no
+throughput. LitServe is measured where it is installed (`make bench-serve` does that).
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import requests
+import soundfile
+import torch
+
+from bench import machine
+from local import stack
+from local.ports import any_free
+from local.services import demo_key
+from serve.torchserve import Server
+from spira_train import audio, extract, featurise, inference, package, register, simulate, train, validate
+from spira_train import config as configuration
+from spira_train.store import Lake, write_atomic
+
+HERE = Path(__file__).resolve().parent
+LITSERVE = HERE.parents[1] / "var/bench/litserve"
+LIMITS = {"min_seconds": 0.5, "max_seconds": 120.0, "silence_dbfs": -60.0, "max_clipped": 0.02}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=float, default=10.0, help="of load for each row")
+    options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    options.add_argument("--audio", type=float, nargs="+", default=[4.0, 10.0], help="seconds of a recording")
+    options.add_argument("--preset", default="small")
+    options.add_argument("--json", type=Path, help="keep the rows there")
+    chosen = options.parse_args()
+    if not shutil.which("wrk"):
+        raise SystemExit("wrk: not found; install it (Debian: apt-get install wrk)")
+    folder = Path(tempfile.mkdtemp(prefix="spira-bench-"))
+    try:
+        rows = list(measure(folder, chosen))
+    finally:
+        shutil.rmtree(folder)
+    if chosen.json:
+        write_atomic(chosen.json, json.dumps({"machine": machine.describe(), "rows": rows}, indent=1).encode())
+    names = ("audio", "clients", "side", "p50", "p95", "p99", "per_second", "refused", "failed")
+    cells = [[f"{row[n]:.1f}" if isinstance(row[n], float) else row[n] for n in names] for row in rows]
+    title = f"Serving, preset {chosen.preset}: milliseconds, answers a second"
+    machine.show(title, ("audio s", "clients", "side", "p50", "p95", "p99", "answers/s", "not 200", "failed"), cells)
+
+
+def measure(folder: Path, chosen: argparse.Namespace) -> Iterator[Row]:
+    """One row for each length of recording, side and number of clients."""
+    os.environ["SPIRA_VAR"] = str(folder / "var")
+    run = trained(folder, chosen.preset)
+    running = stack.up(("mlflow", "torchserve", "gateway"))
+    try:
+        places = running["places"]
+        keys = Path(places["SPIRA_KEYS"])
+        server = Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], keys)
+        config, models = configuration.load(run), Path(places["SPIRA_MODELS"])
+        register.run(run=run, config=config, models=models, mlflow=places["MLFLOW_TRACKING_URI"], server=server)
+        naive = naive_archive(next((run / "package").glob("*.mar")), models / "naive-1.mar")
+        answer = requests.post(
+            f"{server.management}/models",
+            params={"url": naive.name, "initial_workers": "1", "synchronous": "true"},
+            headers={"Authorization": f"Bearer {json.loads(keys.read_text())['management']['key']}"},
+            timeout=120,
+        )
+        answer.raise_for_status()
+        for seconds in chosen.audio:
+            sound = recording(run, seconds)
+            body = folder / "body"
+            body.write_bytes(sound)
+            token = json.loads(keys.read_text())["inference"]["key"]
+            sides = {
+                "handler": (f"{server.inference}/predictions/spira", "application/octet-stream", token, sound),
+                "naive": (f"{server.inference}/predictions/naive", "application/octet-stream", token, sound),
+                "gateway": (f"{running['gateway']}/v1/predict", "audio/wav", demo_key().read_text().strip(), sound),
+            }
+            yield in_process(run, sound, seconds)
+            for clients in chosen.clients:
+                for side, call in sides.items():
+                    yield {"audio": seconds, "side": side} | load(folder, *call, clients, chosen.seconds)
+            if LITSERVE.is_dir():
+                with litserve(run) as url:
+                    text = json.dumps({"audio": base64.b64encode(sound).decode()}).encode()
+                    for clients in chosen.clients:
+                        found = load(folder, url, "application/json", "", text, clients, chosen.seconds)
+                        yield {"audio": seconds, "side": "litserve"} | found
+    finally:
+        stack.down()
+
+
+def trained(folder: Path, preset: str) -> Path:
+    """A packaged run with the network of `preset`, trained for one epoch."""
+    lake, run = Lake(str(folder / "lake")), folder / "run"
+    settings = simulate.read_settings({"subjects": 120, "days": 1, "start": "2026-11-01"})
+    simulate.run(lake=lake.uri, settings=settings)
+    overrides = {"partition": lake.partitions()[-1], "train.epochs": 1, "data.min_subjects": 1, "noise.variants": 1}
+    config = configuration.resolve(configuration.preset_files(preset), overrides)
+    write_atomic(run / "config.json", config.canonical().encode())
+    extract.run(lake=lake, config=config, partition=config.partition)
+    featurise.run(lake=lake, config=config, partition=config.partition)
+    train.run(run=run, lake=lake, config=config)
+    gate = folder / "gate.yaml"
+    gate.write_text("min_per_class: 2\nnoise: {inserts: 1}\nlimits: [{probe: clean, metric: accuracy, min: 0}]\n")
+    validate.run(run=run, lake=lake, config=config, gate=gate)
+    package.run(run=run, config=config)
+    return run
+
+
+def recording(run: Path, seconds: float) -> bytes:
+    """The bytes of a WAV file of so many seconds of (simulated) speech at 16 kHz."""
+    speech, rate = soundfile.read(run / "validate" / "golden" / "00.wav", dtype="float32")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.resize(speech, int(seconds * rate)), rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def naive_archive(ours: Path, naive: Path) -> Path:
+    """The archive with the handler of `naive_handler.py` instead of ours."""
+    with ZipFile(ours) as source, ZipFile(naive, "w") as out:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "handler.py":
+                content = (HERE / "naive_handler.py").read_bytes()
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(content)
+                manifest["model"] |= {"modelName": "naive", "modelVersion": "1"}
+                content = json.dumps(manifest).encode()
+            out.writestr(name, content)
+    return naive
+
+
+def in_process(run: Path, sound: bytes, seconds: float, count: int = 300) -> Row:
+    """The same work without a server: decode, features, network, one thread."""
+    torch.set_num_threads(1)
+    predictor, times = inference.load(run / "train"), []
+    for _ in range(count):
+        started = time.perf_counter()
+        predictor.predict([torch.from_numpy(audio.as_float(audio.decode(sound, **LIMITS)))])
+        times.append(1000 * (time.perf_counter() - started))
+    cuts = statistics.quantiles(times, n=100)
+    found = {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "per_second": 1000 * count / sum(times)}
+    return {"audio": seconds, "side": "in process", "clients": 1, **found, "refused": 0, "failed": 0}
+
+
+def load(folder: Path, url: str, kind: str, token: str, body: bytes, clients: int, seconds: float) -> Row:
+    """wrk's figures after a short warm-up."""
+    (folder / "body").write_bytes(body)
+    environment = os.environ | {"BENCH_BODY": str(folder / "body"), "BENCH_TYPE": kind, "BENCH_TOKEN": token}
+    script = ["--latency", "--timeout", "30s", "-s", str(HERE / "post.lua"), url]
+    for duration in (2, seconds):
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{duration}s", *script]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    good = (found["requests"] - found["refused"]) / found["seconds"]
+    shown = {name: found[name] for name in ("p50", "p95", "p99", "refused", "failed")}
+    return {"clients": clients, "per_second": good, **shown}
+
+
+@contextmanager
+def litserve(run: Path) -> Iterator[str]:
+    """LitServe with the model of `run`; its address."""
+    port = any_free({})
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{LITSERVE}"}
+    command = [sys.executable, str(HERE / "litserve_server.py"), str(run / "train"), str(port)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
+            while True:
+                try:
+                    if requests.get(f"{url}/health", timeout=2).status_code == 200:
+                        break
+                except requests.RequestException:
+                    pass
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise SystemExit("LitServe did not start")
+                time.sleep(0.3)
+            yield f"{url}/predict"
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    main()

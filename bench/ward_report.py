@@ -21,14 +21,18 @@ V1 = {"3/3": (3, 3), "none": (0, 0), "1/0": (1, 0), "4/3": (4, 3), "2/2": (2, 2)
 OURS = "ours"
 # config/small.yaml with one ingredient taken away
 ABLATION: dict[str, dict[str, Any]] = {
-    "ours, 3 in 10 draws clean": {"train.noisy_share": 0.7},
+    "ours, no clean draws": {"train.noisy_share": 1},
     "ours, no average of weights": {"train.average": 0},
     "ours, no time masks": {"train.time_masks": 0},
-    "ours, with mixup 0.3": {"train.mixup": 0.3},
     "ours, v1's noise law (3 crops by peak)": {"noise.law": "peak", "noise.vary": False},
     "ours, no devices": {"noise.channel": 0},
     "ours, no noise": {"noise.variants": 0},
-}
+    "ours, network spira_small": {"model.name": "spira_small"},
+    "ours, v1's features": {
+        "features.window_seconds": 4, "features.step_seconds": 1, "features.n_mels": 40, "features.n_mfcc": 40,
+        "features.n_fft": 1200, "features.win_length": 400, "features.hop_length": 160,
+    },
+}  # fmt: skip
 SNRS = (20, 10, 5, 0)  # dB
 ANSWERS = ("clean", "ward", *(f"{snr} dB" for snr in SNRS))
 CURVES = ("none", "3/3")  # v1's rows that are asked in every condition; the others clean and in the ward only

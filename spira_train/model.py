@@ -1,7 +1,7 @@
 """`Model`: the networks, by name. Each takes features (B, 1, frames, coefficients) and gives logits (B,)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +110,29 @@ class SpiraV1(nn.Module):
         return self.output(hidden)[:, 0]  # (B,)
 
 
+SMALL = ((16, 7), (16, 5), (24, 5), (32, 5))  # channels and kernel of each layer
+
+
+def _strided(
+    channels: int,
+    sizes: Sequence[tuple[int, int]],
+    dropout: float,
+    stride: int = 2,
+    convolution: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d,
+) -> list[nn.Module]:
+    """Convolutions from `channels` through `sizes` (channels, kernel), normalised within one window, with dropout."""
+    layers: list[nn.Module] = []
+    for out, kernel in sizes:
+        layers += [
+            convolution(channels, out, kernel, stride=stride, padding=kernel // 2),
+            nn.GroupNorm(4, out),
+            nn.SiLU(),
+            Dropout(dropout),
+        ]
+        channels = out
+    return layers
+
+
 class SpiraSmall(nn.Module):
     """A small, quick relative for two cores: strided convolutions over time, statistics pooling.
 
@@ -120,18 +143,8 @@ class SpiraSmall(nn.Module):
     def __init__(self, frames: int = 401, coefficients: int = 40, dropout: float = 0.1):
         super().__init__()
         del frames  # pooling over time makes it indifferent to the length
-        layers: list[nn.Module] = [nn.InstanceNorm1d(coefficients)]
-        channels = coefficients
-        for out, kernel in ((16, 7), (16, 5), (24, 5), (32, 5)):
-            layers += [
-                nn.Conv1d(channels, out, kernel, stride=2, padding=kernel // 2),
-                nn.GroupNorm(4, out),
-                nn.SiLU(),
-                Dropout(dropout),
-            ]
-            channels = out
-        self.convolutions = nn.Sequential(*layers)
-        self.output = nn.Linear(3 * channels, 1)
+        self.convolutions = nn.Sequential(nn.InstanceNorm1d(coefficients), *_strided(coefficients, SMALL, dropout))
+        self.output = nn.Linear(3 * SMALL[-1][0], 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, 1, frames, coefficients) -> logits (B,)."""
@@ -174,11 +187,43 @@ class Standardise(nn.Module):
         self.mean.lerp_(mean, rate)
 
 
+class SpiraBands(nn.Module):
+    """For speech in noise: sees mel bands as a picture, so that a higher voice is the same shape at another place.
+
+    Each band twice: less the window's mean level, which keeps how high a voice is, and normalised over the window,
+    which drops steady noise and the device. Only frames that hold sound count: a window may outlast a recording.
+    """
+
+    basis: Tensor
+
+    def __init__(self, frames: int = 601, coefficients: int = 64, dropout: float = 0.2):
+        super().__init__()
+        del frames  # pooling over time makes it indifferent to the length
+        self.register_buffer("basis", _basis(coefficients), persistent=False)
+        sizes = ((12, 5), (24, 3), (32, 3))
+        self.convolutions = nn.Sequential(*_strided(2, sizes, dropout, convolution=nn.Conv2d))
+        bands = -(-coefficients // 2 ** len(sizes))
+        self.time = nn.Sequential(*_strided(bands * sizes[-1][0], ((64, 5),), dropout, stride=1))
+        self.output = nn.Sequential(Dropout(dropout), nn.Linear(3 * 64, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, 1, frames, coefficients) -> logits (B,)."""
+        there = _sound(features)[:, None].to(features.dtype)  # (B, 1, frames)
+        bands = (features[:, 0] @ self.basis).transpose(1, 2)  # (B, bands, frames) in decibels
+        mean, spread, _ = (part[:, :, None] for part in _pool(bands, there))  # (B, bands, 1) each
+        plain = (bands - mean.mean(1, keepdim=True)) / 20
+        normal = (bands - mean) / torch.hypot(spread, torch.ones_like(spread))  # a band of less than 1 dB stays small
+        pictures = torch.stack([plain, normal], 1) * there[:, None]  # (B, 2, bands, frames)
+        maps = self.convolutions(pictures.transpose(2, 3))  # (B, 32, frames / 8, bands / 8)
+        maps = self.time(maps.transpose(2, 3).flatten(1, 2))  # (B, 64, frames / 8)
+        return self.output(torch.cat(_pool(maps, _halved(there, 3)), 1))[:, 0]  # (B,)
+
+
 class SpiraShort(nn.Module):
     """For recordings shorter than a window, as coughs: pools only frames that hold sound; level and tone may tell.
 
-    Padding is digital silence, whose spectrum is flat: all its coefficients but the first are zero. Two parts are
-    summed: a linear one on statistics over time of each mel band, and strided convolutions with masked pooling.
+    Two parts are summed: a linear one on statistics over time of each mel band, and strided convolutions with masked
+    pooling.
     """
 
     basis: Tensor
@@ -186,30 +231,16 @@ class SpiraShort(nn.Module):
     def __init__(self, frames: int = 401, coefficients: int = 40, dropout: float = 0.2):
         super().__init__()
         del frames  # pooling over time makes it indifferent to the length
-        place = torch.arange(coefficients)
-        basis = torch.cos(math.pi / coefficients * (place + 0.5) * place[:, None]) * math.sqrt(2 / coefficients)
-        basis[0] /= math.sqrt(2)
-        self.register_buffer("basis", basis, persistent=False)  # (coefficients, bands): the inverse of MFCC's DCT
+        self.register_buffer("basis", _basis(coefficients), persistent=False)
         self.decibels = Standardise(coefficients, 1.0)
         self.statistics = Standardise(5 * coefficients, 0.05)
         self.linear = nn.Sequential(Dropout(min(0.9, 2.5 * dropout)), nn.Linear(5 * coefficients, 1))
-        layers: list[nn.Module] = []
-        channels = coefficients
-        for out, kernel in ((16, 7), (16, 5), (24, 5), (32, 5)):
-            layers += [
-                nn.Conv1d(channels, out, kernel, stride=2, padding=kernel // 2),
-                nn.GroupNorm(4, out),
-                nn.SiLU(),
-                Dropout(dropout),
-            ]
-            channels = out
-        self.convolutions = nn.Sequential(*layers)
-        self.output = nn.Sequential(Dropout(dropout), nn.Linear(3 * channels, 1))
+        self.convolutions = nn.Sequential(*_strided(coefficients, SMALL, dropout))
+        self.output = nn.Sequential(Dropout(dropout), nn.Linear(3 * SMALL[-1][0], 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, 1, frames, coefficients) -> logits (B,)."""
-        sound = features[:, 0, :, 1:].abs().amax(2) > 1e-2  # (B, frames)
-        sound = sound | ~sound.any(1, keepdim=True)
+        sound = _sound(features)  # (B, frames)
         bands = features[:, 0] @ self.basis  # (B, frames, bands) in decibels
         if self.training:
             self.decibels.follow(bands[sound])
@@ -224,10 +255,32 @@ class SpiraShort(nn.Module):
         if self.training:
             self.statistics.follow(statistics)
         maps = self.convolutions(bands)  # (B, 32, frames / 16)
-        for _ in range(4):
-            there = nn.functional.max_pool1d(there, 2, ceil_mode=True)
-        pooled = torch.cat(_pool(maps, there), 1)  # (B, 96)
+        pooled = torch.cat(_pool(maps, _halved(there, 4)), 1)  # (B, 96)
         return (self.linear(self.statistics(statistics)) + self.output(pooled))[:, 0]  # (B,)
+
+
+def _basis(coefficients: int) -> Tensor:
+    """(coefficients, bands): the inverse of MFCC's DCT; as many bands as coefficients."""
+    place = torch.arange(coefficients)
+    basis = torch.cos(math.pi / coefficients * (place + 0.5) * place[:, None]) * math.sqrt(2 / coefficients)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def _sound(features: Tensor) -> Tensor:
+    """(B, frames): which frames of features (B, 1, frames, coefficients) are no padding; all where all would be.
+
+    Padding is digital silence, whose spectrum is flat: all its coefficients but the first are zero.
+    """
+    sound = features[:, 0, :, 1:].abs().amax(2) > 1e-2  # (B, frames)
+    return sound | ~sound.any(1, keepdim=True)
+
+
+def _halved(there: Tensor, times: int) -> Tensor:
+    """Which frames hold sound after so many strides of 2: (B, 1, T) -> (B, 1, T / 2 ** times)."""
+    for _ in range(times):
+        there = nn.functional.max_pool1d(there, 2, ceil_mode=True)
+    return there
 
 
 def _pool(maps: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,6 +294,7 @@ def _pool(maps: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "spira_v1": SpiraV1,
     "spira_small": SpiraSmall,
+    "spira_bands": SpiraBands,
     "spira_short": SpiraShort,
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchaudio.functional import create_dct
 
 from spira_train.model import MODELS, Dropout, MishPool, build, parameters
 from spira_train.outcome import BadInput
@@ -79,3 +80,45 @@ def test_an_answer_does_not_depend_on_its_neighbours(name):
     with torch.inference_mode():
         alone = torch.cat([network(one[None]) for one in x])
         assert torch.allclose(torch.sigmoid(network(x)), torch.sigmoid(alone), atol=1e-6)
+
+
+@pytest.fixture
+def windows():
+    """(4, 1, 601, 64): the last 200 frames of the second are padding, digital silence as MFCC show it."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 601, 64) * 10
+    x[1, :, 401:, 1:] = 0
+    x[1, :, 401:, 0] = -300
+    return x
+
+
+def bands(dropout: float = 0.0) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return build("spira_bands", frames=601, coefficients=64, dropout=dropout).eval()
+
+
+@torch.inference_mode()
+def test_spira_bands_does_not_hear_how_loud_a_recording_is_nor_what_pads_it(windows):
+    network, louder, padded = bands(), windows.clone(), windows.clone()
+    louder[..., 0] += 80  # the first coefficient is the level: 10 dB in each of 64 bands
+    padded[1, :, 401:, 0] = -500
+    assert torch.allclose(network(louder), network(windows), atol=1e-4)
+    assert torch.equal(network(padded), network(windows))
+    padded[1, :, 400] += 5
+    assert not torch.equal(network(padded)[1], network(windows)[1])
+
+
+@torch.inference_mode()
+def test_spira_bands_answers_for_silence_and_is_smaller_than_v1(windows):
+    network = bands()
+    silence = torch.zeros_like(windows)
+    silence[..., 0] = -800
+    assert torch.isfinite(network(silence)).all()
+    assert parameters(network) == 92_613
+
+
+@pytest.mark.parametrize("name", ["spira_bands", "spira_short"])
+def test_coefficients_are_turned_back_into_the_bands_they_came_from(name):
+    network = build(name, frames=401, coefficients=40, dropout=0.0)
+    decibels = torch.randn(3, 40) * 10
+    assert torch.allclose(decibels @ create_dct(40, 40, "ortho") @ network.basis, decibels, atol=1e-4)

@@ -32,7 +32,7 @@ DEFAULTS = {
 # What a step is told of its surroundings. Nothing else of the worker's environment reaches it: no Airflow secrets.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
 PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models", "SPIRA_KEYS": "/keys"}
-PLACES |= {"SPIRA_SIGNING_KEY": "/signing", "SPIRA_VERIFY_KEY": "/trust"}
+PLACES |= {"SPIRA_SIGNING_KEY": "/signing", "SPIRA_VERIFY_KEY": "/trust", "SPIRA_AUDIT": "/audit"}
 # Where a step is told of a file in a place, not of the place.
 FILES = {"SPIRA_KEYS": "key_file.json", "SPIRA_SIGNING_KEY": "signing.key", "SPIRA_VERIFY_KEY": "signing.pub"}
 KEEP = "SPIRA_KEEP"  # how many versions keep their archives
@@ -50,6 +50,7 @@ class Reach:
     keys: Right | None = None
     signing_key: Right | None = None
     verify_key: Right | None = None
+    audit: Right | None = None
     network: bool = False
     keep: bool = False  # whether it lets old archives go, and is told how many stay
 
@@ -64,6 +65,7 @@ REACH = {
     "register": Reach(models="write", keys="read", verify_key="read", network=True, keep=True),
     "verify": Reach(models="write", keys="read", network=True),  # holds the model store while it rolls back
     "rollback": Reach(runs=None, models="write", keys="read", network=True),
+    "watch": Reach(lake="read", models="read", audit="read", network=True),
     "reconcile": Reach(runs=None, models="write", keys="read", network=True),
 }
 

@@ -203,6 +203,27 @@ def status(
     report.show(report.gather(mlflow=mlflow, server=Server(inference, management, keys)), Console(highlight=False))
 
 
+@app.command()
+def watch(
+    audit: Annotated[Path, typer.Option(envvar="SPIRA_AUDIT", help="The gateway's audit.jsonl, or its folder")],
+    models: ModelsOption,
+    mlflow: MlflowOption,
+    runs: Annotated[Path | None, typer.Option(envvar="SPIRA_RUNS", help="Where `watch/` keeps a report a day")] = None,
+    lake: Annotated[str, typer.Option(envvar="SPIRA_LAKE", help="Names the newest partition, to train for it")] = "",
+    days: Annotated[int, typer.Option(min=1, max=365, help="How far to look back")] = 7,
+) -> None:
+    """Compare what people send with what the champion was trained on."""
+    from spira_train import watch as step
+
+    file, out = audit / "audit.jsonl" if audit.is_dir() else audit, runs / "watch" if runs else None
+    facts = step.run(audit=file, models=models, mlflow=mlflow, days=days, out=out)
+    for text in facts["drift"]:
+        say(f"watch: drift: {text}")
+    newest = (Lake(lake).partitions() or [""])[-1] if lake else ""
+    shown = {name: value for name, value in facts.items() if name != "findings"}
+    emit("watch", message="; ".join(facts["drift"]), **shown, newest=newest)
+
+
 app.registered_commands += workshop.app.registered_commands
 
 

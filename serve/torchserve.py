@@ -84,7 +84,7 @@ def verify(server: Server, version: str | None, golden: Path, *, expected: str |
         milliseconds.append(1000 * (time.perf_counter() - started))
         if answer.status_code != 200:
             raise Refused(f"{where}: {must} answered {reason(answer)}")
-        answered, ours = _read(answer, where)
+        answered, ours = probabilities(answer, where)
         if must and answered != must:
             raise Refused(f"{where}: {answered} answered, expected {must}")
         theirs = [entry["probability"], *entry["windows"]]
@@ -103,7 +103,7 @@ def verify(server: Server, version: str | None, golden: Path, *, expected: str |
     }
 
 
-def _read(answer: requests.Response, where: str) -> tuple[str, list[float]]:
+def probabilities(answer: requests.Response, where: str) -> tuple[str, list[float]]:
     """(version that answered, its probability and those of the windows); raises `Refused` where one is no number."""
     try:
         body = answer.json()

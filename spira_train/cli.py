@@ -104,11 +104,15 @@ def validate(
 
 
 @app.command()
-def package(run: RunOption, signing_key: SigningKeyOption = None) -> None:
+def package(
+    run: RunOption, gate: GateOption = configuration.CONFIG_DIR / "gate.yaml", signing_key: SigningKeyOption = None
+) -> None:
     """Build the archive that TorchServe loads, try it in a sandbox, sign it: the same inputs give the same bytes."""
     from spira_train import package as step
+    from spira_train.gate import read
 
-    _finish("package", step.run(run=run, config=configuration.load(run), key=signing_key))
+    config, limits = configuration.load(run), read(gate).serving
+    _finish("package", step.run(run=run, config=config, limits=limits, key=signing_key))
 
 
 @app.command()

@@ -50,6 +50,19 @@ class Against(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Serving(Section):
+    """What an archive must show in the sandbox model server; the defaults are those of a gate that says nothing.
+
+    milliseconds: median answer to a golden recording, once warm; seconds: longest wait for any answer; requests: short
+    recordings asked for in a row; mebibytes: by how much its process may have grown after them.
+    """
+
+    milliseconds: Annotated[float, Field(gt=0)] = 1000
+    seconds: Annotated[float, Field(gt=0)] = 10
+    requests: Annotated[int, Field(ge=1)] = 200
+    mebibytes: Annotated[float, Field(gt=0)] = 32
+
+
 class Gate(Section):
     """The plan of what a served model has promised."""
 
@@ -58,9 +71,11 @@ class Gate(Section):
     limits: Annotated[list[Limit], Field(min_length=1)]
     slices: Slices | None = None
     champion: Against | None = None
+    serving: Serving = Serving()
 
     def digest(self) -> str:
-        return digest_json(self.model_dump(mode="json"))
+        """Of all that the quality blessing depends on."""
+        return digest_json(self.model_dump(mode="json", exclude={"serving"}))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from serve.sandbox import bless
 from spira_train import __version__, signing
 from spira_train.config import Config
+from spira_train.gate import Serving
 from spira_train.outcome import Refused
 from spira_train.progress import say
 from spira_train.step import PACKAGE, fingerprint, modules, perform
@@ -23,6 +24,7 @@ from spira_train.store import REPORT, digest_bytes, digest_file, digest_json, lo
 NAME = "spira"
 SERVE = PACKAGE.parent / "serve"
 HANDLER = SERVE / "handler.py"
+EXAMINERS = ("config.properties", "metrics.yaml", "sandbox.py")  # of `serve/`: another examination, another blessing
 CARD = "model-card.md"
 STATISTICS = "statistics.json"
 # Of validate's results: what the card is written from.
@@ -37,14 +39,15 @@ def run(
     *,
     run: Path,
     config: Config,
-    sandbox: Callable[[Path, str, Path], dict[str, Any]] = bless,
+    sandbox: Callable[[Path, str, Path, Serving], dict[str, Any]] = bless,
+    limits: Serving = Serving(),  # noqa: B008 - frozen
     key: Path | None = None,
 ) -> dict[str, Any]:
     """Write `package/` of a run: `spira-<version>.mar`, package.json, infra.json (its infra blessing), model-card.md.
 
-    sandbox: gives the infra blessing of (archive, version, golden folder). key: the private key that signs all this as
-    model.sig; None leaves it unsigned. Raises `Refused` unless `train/` and `validate/` are finished, the quality
-    blessing is bound to these weights, and the sandbox blesses the archive.
+    sandbox: gives the infra blessing of (archive, version, golden folder, limits). key: the private key that signs all
+    this as model.sig; None leaves it unsigned. Raises `Refused` unless `train/` and `validate/` are finished, the
+    quality blessing is bound to these weights, and the sandbox blesses the archive.
     """
     signer = signing.fingerprint(key) if key else None
     evidence = blessed(run)
@@ -79,12 +82,13 @@ def run(
     )
     lineage |= {"content": content, "version": f"{config.partition}-{content[:8]}"}
     inputs = {"content": content, "train": trained["fingerprint"], "validate": validated["fingerprint"]}
-    inputs["server"] = digest_json([digest_file(SERVE / name) for name in ("config.properties", "metrics.yaml")])
+    inputs["server"] = digest_json([digest_file(SERVE / name) for name in EXAMINERS])
     if signer:  # another key, another result: whoever changes the key has everything tried and signed anew
         inputs["signer"] = signer
     identity = fingerprint(
-        "package", module="package", config={}, inputs=inputs, libraries=("torch-model-archiver", "torchserve")
-    )
+        "package", module="package", config=limits.model_dump(), inputs=inputs,
+        libraries=("torch-model-archiver", "torchserve"),
+    )  # fmt: skip
 
     def work(folder: Path) -> dict[str, Any]:
         with scratch("spira-package-") as private:
@@ -102,7 +106,7 @@ def run(
             tree = _archiver(private, lineage["version"], run / "train" / "model.safetensors", extra)
             archive = folder / f"{NAME}-{lineage['version']}.mar"
             normalised(tree, archive)
-        _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden"))
+        _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden", limits))
         facts = {"archive": digest_file(archive), "model": lineage["weights"], "file": archive.name}
         _json(folder / "package.json", lineage | facts)
         if key:  # as the last: nothing that is tampered with later is ever signed, however often this step runs

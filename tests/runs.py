@@ -14,6 +14,7 @@ from safetensors.torch import save
 from spira_train import inference, package
 from spira_train.audio import as_float, decode
 from spira_train.config import Config
+from spira_train.gate import Serving
 from spira_train.model import build
 from spira_train.step import perform
 from spira_train.store import digest_file, local_lake
@@ -94,7 +95,7 @@ def held_against(run: Path, version: str | None, archive: str | None) -> None:
 def pack(run: Path, config: Config, key: Path | None = None) -> dict[str, Any]:
     """The package step with a sandbox that blesses everything: tests/serve/test_sandbox.py has the real one."""
 
-    def bless(archive: Path, version: str, golden: Path) -> dict[str, Any]:
+    def bless(archive: Path, version: str, golden: Path, limits: Serving) -> dict[str, Any]:
         return {"blessing": "infra", "archive": digest_file(archive)}
 
     return package.run(run=run, config=config, sandbox=bless, key=key)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from runs import archive_of, make_run, pack, packaged
+from typer.testing import CliRunner
 
 from spira_train import register, signing
+from spira_train.cli import app
+from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused
 
 NAMES = ("the archive", "package.json", "infra.json", "model-card.md", "model.sig")
@@ -206,3 +209,27 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     signing._secretly(file, pem)
     with pytest.raises(BadInput, match="must be a key of the elliptic curve P-256"):
         signing.fingerprint(file)
+
+
+def test_without_a_key_nothing_is_registered_unless_somebody_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "config.json").write_text(Config(partition="2026-11-05").canonical())
+    monkeypatch.delenv("SPIRA_VERIFY_KEY", raising=False)
+    words = ["register", "--run", str(run), "--models", str(tmp_path), "--mlflow", "none", "--keys", str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, BadInput)
+    assert str(refused.exception).startswith("no key to verify the archive with: set SPIRA_VERIFY_KEY")
+    asked = []
+    done = {"summary": {}, "fingerprint": "", "cached": True, "seconds": 0}
+    monkeypatch.setattr(register, "run", lambda **options: asked.append(options["key"]) or done)
+    CliRunner().invoke(app, [*words, "--unsigned"])
+    CliRunner().invoke(app, words, env={"SPIRA_VERIFY_KEY": "/trust/signing.pub"})
+    assert asked == [None, Path("/trust/signing.pub")]
+
+
+def test_the_command_makes_a_pair_of_keys(tmp_path: Path) -> None:
+    made = CliRunner().invoke(app, ["keys", str(tmp_path / "secret"), "--public", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    expected = signing.fingerprint(tmp_path / "secret" / "signing.key")
+    assert json.loads(made.output.splitlines()[-1])["fingerprint"] == expected

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from registering import Place, champion_of, check, die, go, spoil
-from runs import archive_of, found_by_validate, free_ports, held_against, packaged, wav
+from runs import archive_of, found_by_validate, free_ports, held_against, pack, packaged, wav
 
 from serve import torchserve as ts
-from spira_train import registry
+from spira_train import registry, signing
 from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused, TryAgain
 from spira_train.registry import Registry
@@ -186,6 +186,25 @@ def test_a_version_remembers_why(place, tmp_path: Path, monkeypatch: pytest.Monk
     assert Registry(place[2]).version(facts["archive"]).tags["approver"] == "Rui Sá"
     go(made, place)  # nobody was asked this time: who approved it stays on record
     assert Registry(place[2]).version(facts["archive"]).tags["approver"] == "Rui Sá"
+
+
+def test_who_signed_it_travels_with_the_version(place, tmp_path: Path) -> None:
+    keys = {name: tmp_path / name for name in ("old", "new")}
+    signers = {name: signing.make_keys(folder) for name, folder in keys.items()}
+    run, config, facts = made = packaged(tmp_path, 1, key=keys["old"] / "signing.key")
+    with pytest.raises(Refused, match="signed with another key"):
+        go(made, place, key=keys["new"] / "signing.pub")
+    assert ts.status(place[0])["versions"] == {}
+    assert Registry(place[2]).versions() == {}
+
+    for name in ("old", "new"):  # with the new key everything is packaged again: the same bytes, another signature
+        pack(run, config, keys[name] / "signing.key")
+        go(made, place, key=keys[name] / "signing.pub")
+        known = Registry(place[2]).version(facts["archive"])
+        assert known.tags["signed_by"] == signers[name]
+        client = Registry(place[2]).client
+        fetched = Path(client.download_artifacts(known.run_id, "package", str(tmp_path / name)))
+        assert signing.verify(fetched, keys[name] / "signing.pub") == signers[name], "what MLflow keeps can be verified"
 
 
 def test_a_tag_is_never_too_long_for_mlflow(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

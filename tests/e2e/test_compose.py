@@ -111,6 +111,19 @@ def test_only_who_has_a_token_gets_an_answer(served, place):
     assert predict(place, b"no sound").status_code == 422
 
 
+def test_the_gateway_answers_its_client_and_reaches_the_model_server_alone(airflow, served, place):
+    url = f"{compose.address('gateway', compose.running())}/v1/predict"
+    kind, key = {"Content-Type": "audio/wav"}, (place / "secrets/gateway_demo_key").read_text()
+    assert requests.post(url, data=recording(place), headers=kind, timeout=20).status_code == 401
+    answer = requests.post(url, data=recording(place), headers=kind | {"X-API-Key": key}, timeout=20)
+    champion = airflow.result(served["dag_run_id"], "register")["summary"]["champion"]
+    assert answer.json()["model"]["version"] == champion
+    assert champion in inside("gateway", "cat", "/gateway/audit.jsonl").stdout
+    for outsider in (("mlflow", 5000), ("postgres", 5432), ("airflow-apiserver", 8080), ("torchserve", 8086)):
+        reach = f"import socket; socket.create_connection({outsider}, 3)"
+        assert inside("gateway", "python", "-c", reach).returncode != 0, outsider
+
+
 def test_a_backfill_of_three_days_prepares_them(airflow, served, newest):
     days = [f"{date.fromisoformat(newest) - timedelta(days=n)}" for n in (3, 2, 1)]
     number = airflow.backfill(days[0], days[-1], {"preset": "fast"}, again=True)

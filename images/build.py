@@ -56,6 +56,7 @@ TABLE = {
     "spira_postgres": Image("postgres", "base", "BASE"),
     "spira_engine_proxy": Image("engine_proxy", "engine-proxy"),
     "spira_gateway": Image("gateway", "gateway"),
+    "spira_prometheus": Image("prometheus", "base", "BASE"),
 }
 
 

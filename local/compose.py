@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from local import engine
-from local.ports import DEFAULTS, is_free
+from local.ports import DEFAULTS, IN_CONTAINERS, is_free
 from local.services import ROOT, alone, demo_key, var
 
 START_SECONDS, RESTARTS = 300.0, 3
@@ -26,12 +26,14 @@ PORTS = {
     "mlflow": "MLFLOW_PORT",
     "torchserve": "INFERENCE_PORT",
     "gateway": "GATEWAY_PORT",
+    "prometheus": "PROMETHEUS_PORT",
 }
-NAMES = ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy", "gateway")
+NAMES = ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy", "gateway", "prometheus")
 IMAGES = tuple(f"spira_{name}" for name in NAMES)
 # Settings handed on where they are set; docker-compose.yaml has their defaults.
 PASSED = (
     "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
+    "SPIRA_RETRAIN", "SPIRA_GRAFANA_IMAGE", "GRAFANA_PORT",
 )  # fmt: skip
 
 
@@ -135,6 +137,7 @@ def settings(
     if gpu and chosen.get("SPIRA_GPUS", "none") == "none":
         chosen["SPIRA_GPUS"] = "all"
     overlay = ["docker-compose.gpu.yaml"] if chosen.get("SPIRA_GPUS", "none") != "none" else []
+    overlay += ["docker-compose.grafana.yaml"] if "SPIRA_GRAFANA_IMAGE" in chosen else []
     return {
         "COMPOSE_PROJECT_NAME": name,
         "COMPOSE_FILE": ":".join(str(ROOT / file) for file in ["docker-compose.yaml", *overlay]),
@@ -160,6 +163,7 @@ def make_secrets(folder: Path, *names: str) -> list[str]:
         "airflow_fernet_key": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
         "airflow_jwt_secret": lambda: secrets.token_urlsafe(48),
         "airflow_api_secret_key": lambda: secrets.token_urlsafe(32),
+        "grafana_password": lambda: secrets.token_urlsafe(16),
         "gateway_demo_key": lambda: f"spira_{secrets.token_urlsafe(32)}",
         "airflow_passwords.json": lambda: json.dumps({"admin": secrets.token_urlsafe(12)}),
     }
@@ -178,6 +182,7 @@ def addresses(chosen: Mapping[str, str]) -> list[str]:
         f"MLflow      {address('mlflow', chosen)}",
         f"TorchServe  {address('torchserve', chosen)}  its tokens: {keys}",
         f"Gateway     {address('gateway', chosen)}/docs  key of the client demo in {demo_key()}",
+        f"Prometheus  {address('prometheus', chosen)}/alerts",
     ]
 
 
@@ -265,7 +270,7 @@ def _built() -> dict[str, str]:
 def _ports(stack: str) -> dict[str, str]:
     """The published ports, as the environment or the defaults have them; what another one listens on is refused."""
     ours = engine.docker("ps", "--filter", f"label={engine.PROJECT}={stack}", "--format", "{{.Ports}}")
-    wanted = {name: os.environ.get(name) or str(DEFAULTS[name]) for name in PORTS.values()}
+    wanted = {name: os.environ.get(name) or str((DEFAULTS | IN_CONTAINERS)[name]) for name in PORTS.values()}
     for name, port in wanted.items():
         if not port.isdigit() or not 1024 <= int(port) <= 65535:
             raise SystemExit(f"{name}={port}: not a port; choose a number from 1024 to 65535")

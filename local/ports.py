@@ -16,6 +16,7 @@ DEFAULTS = {
     "GRPC_INFERENCE_PORT": 7070,
     "GRPC_MANAGEMENT_PORT": 7071,
 }
+IN_CONTAINERS = {"PROMETHEUS_PORT": 9090}  # the stack in containers alone has these
 
 
 class PortTaken(Exception):

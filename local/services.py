@@ -56,6 +56,7 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
             "SPIRA_KEYS": str(folder / "torchserve/key_file.json"),
             "SPIRA_SIGNING_KEY": str(folder / "secrets/signing.key"),
             "SPIRA_VERIFY_KEY": str(folder / "secrets/signing.pub"),
+            "SPIRA_AUDIT": str(folder / "audit"),
             "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
             "SPIRA_INFERENCE": url["INFERENCE_PORT"],
             "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],
@@ -98,7 +99,11 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "SPT_NOENV": "1",  # else Airflow's process titles overwrite the mark by which `down` finds its processes
         "SPIRA_RUNTIME": os.environ.get("SPIRA_RUNTIME", "process"),
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
-        **{name: os.environ[name] for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP") if name in os.environ},
+        **{
+            name: os.environ[name]
+            for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP", "SPIRA_RETRAIN")
+            if name in os.environ
+        },
         **stack["places"],
         **{f"AIRFLOW__{s}__{name}": str(value) for s, options in sections.items() for name, value in options.items()},
     }
@@ -145,6 +150,7 @@ def _gateway(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         "SPIRA_GATEWAY_PORT": str(stack["ports"]["GATEWAY_PORT"]),
         "SPIRA_GATEWAY_METRICS_PORT": str(stack["ports"]["GATEWAY_METRICS_PORT"]),
         "SPIRA_GATEWAY_FIRST_KEY": str(demo_key()),
+        "SPIRA_GATEWAY_AUDIT": stack["places"]["SPIRA_AUDIT"],
     }
 
 

@@ -49,9 +49,11 @@ class Handler:
         if weights != self.blessing["model"]:
             raise RuntimeError(f"the weights {weights[:12]} are not the blessed ones {self.blessing['model'][:12]}")
         self.identity = {name: self.lineage[name] for name in ("name", "version", "content")} | {"weights": weights}
-        self.seconds = context.metrics.add_metric_to_cache(
-            "PredictionSeconds", "s", ["ModelName", "ModelVersion"], MetricTypes.HISTOGRAM
-        )
+        measured = {"PredictionSeconds": "s", "BatchRecordings": "Count", "RecordingWindows": "Count"}
+        self.metrics = {
+            name: context.metrics.add_metric_to_cache(name, unit, ["ModelName", "ModelVersion"], MetricTypes.HISTOGRAM)
+            for name, unit in measured.items()
+        }
         self.predictor.predict([torch.zeros(self.predictor.size)])  # the first pass is slow: let no patient wait for it
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
@@ -68,6 +70,7 @@ class Handler:
                 status, answer = item.error_code, json.loads(item.message)
             else:
                 prediction, (_, recording, windows) = next(predictions), item
+                self._measure("RecordingWindows", len(prediction.windows))
                 if math.isfinite(prediction.probability):
                     answer = self.encode(prediction, recording, windows)
                 else:
@@ -76,7 +79,8 @@ class Handler:
             context.set_response_status(status, "", index)  # without its index it would be the first request's
             named = {"request_id": context.get_request_id(index), "model": self.identity}
             answers.append(json.dumps(answer | named))
-        self.seconds.add_or_update(time.perf_counter() - started, [self.identity["name"], self.identity["version"]])
+        self._measure("BatchRecordings", len(data))
+        self._measure("PredictionSeconds", time.perf_counter() - started)
         return answers
 
     def decode(self, request: dict[str, Any], headers: dict[str, str]) -> tuple[Any, Any, bool]:
@@ -97,24 +101,24 @@ class Handler:
     def encode(self, prediction: Any, recording: Any, windows: bool) -> dict[str, Any]:
         """The answer to one recording."""
         calibrated = self.predictor.calibrate(prediction.probability)
+        heard = {name: round(getattr(recording, name), 3) for name in self.novelty.FACTS}
         answer = {
             "probability": prediction.probability,
             "calibrated": calibrated,
             "diagnosis": self.predictor.diagnosis(calibrated),
-            "warnings": self.warnings(prediction, recording),
+            "warnings": self.warnings(heard, recording, prediction.features),
+            "heard": heard,
         }
         return answer | ({"windows": prediction.windows} if windows else {})
 
-    def warnings(self, prediction: Any, recording: Any) -> list[str]:
+    def warnings(self, heard: dict[str, float], recording: Any, features: list[float]) -> list[str]:
         """What makes an answer doubtful: a poor recording, or one unlike all that the model was trained on."""
         doubts = {
-            "short": recording.seconds * self.audio.SAMPLE_RATE
-            < self.predictor.size,  # padded with silence to one window
+            "short": len(recording.samples) < self.predictor.size,  # padded with silence to one window
             "quiet": recording.rms_dbfs < QUIET_DBFS,
             "clipped": recording.clipped > CLIPPED_FRACTION,
         }
-        facts = {name: getattr(recording, name) for name in self.novelty.FACTS}
-        unlike = self.novelty.warnings(self.reference, facts, prediction.features)
+        unlike = self.novelty.warnings(self.reference, heard, features)
         return [name for name, present in doubts.items() if present] + unlike
 
     def describe(self) -> dict[str, Any]:
@@ -122,6 +126,9 @@ class Handler:
         names = ("network", "features", "calibration", "decision")
         shown = {name: self.predictor.description.get(name) for name in names}
         return {"model": self.identity, **shown, "blessing": self.blessing, "lineage": self.lineage}
+
+    def _measure(self, name: str, value: float) -> None:
+        self.metrics[name].add_or_update(value, [self.identity["name"], self.identity["version"]])
 
     def _attempt(self, request: dict[str, Any], headers: dict[str, str]) -> Any:
         """What `decode` gives, the refusal it raises, or None for a request to describe the model."""

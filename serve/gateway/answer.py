@@ -15,6 +15,15 @@ class Model(BaseModel):
     content: str = Field(description="SHA-256 over all that its archive holds, as the model repository keeps it")
 
 
+class Heard(BaseModel):
+    """What was measured on the recording."""
+
+    seconds: float
+    rms_dbfs: float = Field(description="its level, in decibels below full scale")
+    snr_db: float = Field(description="speech to noise, estimated")
+    bandwidth_hz: float = Field(description="the highest frequency in it: a telephone leaves 3400")
+
+
 class Prediction(BaseModel):
     """The answer to one recording."""
 
@@ -22,7 +31,11 @@ class Prediction(BaseModel):
     probability: float = Field(description="of respiratory insufficiency: the mean over the windows", ge=0, le=1)
     calibrated: float = Field(description="the same, calibrated; the diagnosis follows from it", ge=0, le=1)
     diagnosis: Literal["positive", "negative", "inconclusive"]
-    warnings: list[str] = Field(description="doubts about the recording: short, quiet, clipped")
+    warnings: list[str] = Field(
+        description="doubts about the recording: short, quiet, clipped; unfamiliar_length, _level, _noise, _bandwidth, "
+        "_sound where it is unlike all that the model was trained on"
+    )
+    heard: Heard | None = Field(None, description="absent where the model is of before 2026-11-25")
     model: Model
     windows: list[float] | None = Field(None, description="the probability of each window, where asked for")
 

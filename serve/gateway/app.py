@@ -32,6 +32,8 @@ from serve.gateway.upstream import Reply, Upstream
 
 log = logging.getLogger("spira.gateway")
 PREDICT = "/v1/predict"
+# Of an answer; `heard` is what spira-train watch compares with the training data.
+AUDITED = ("probability", "calibrated", "diagnosis", "warnings", "heard")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FLUSH_SECONDS = 5.0  # for the shadow, at the end
 _REFUSALS = {
@@ -173,11 +175,11 @@ def _note(gateway: Gateway, client: str, request_id: str, reply: Reply, version:
     line = {"time": datetime.now(UTC).isoformat(), "request_id": request_id, "client": client, "status": reply.status}
     line |= {"version": version, "content": body["model"]["content"]}
     if reply.status == 200:
-        line |= {field: body[field] for field in ("probability", "calibrated", "diagnosis", "warnings")}
+        line |= {field: body[field] for field in AUDITED if field in body}
     else:
         line |= {"error": word(body.get("error"))}
     try:
-        files.append(gateway.settings.home / "audit.jsonl", line)
+        files.append((gateway.settings.audit or gateway.settings.home) / "audit.jsonl", line)
     except OSError as error:
         log.error("audit.jsonl: cannot be written (%s); no answer is given without its line", error.strerror)
         raise away("the gateway cannot keep its records", error="audit", seconds=30) from None

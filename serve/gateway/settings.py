@@ -24,6 +24,7 @@ class Settings(BaseModel):
     keys: Path = Path("var/torchserve/key_file.json")
     model: str = "spira"
     home: Path = Path("var/gateway")  # clients.json, routes.json, audit.jsonl, shadow.jsonl
+    audit: Path | None = None  # a folder of its own for audit.jsonl, for others to read
     host: str = "127.0.0.1"
     port: int = Field(8090, ge=1, le=65535)
     metrics_port: int = Field(8091, ge=1, le=65535)

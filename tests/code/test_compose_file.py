@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("docker-compose.yaml", "docker-compose.gpu.yaml")
 ONCE = {"places", "airflow-init"}
 PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085", "gateway": "8090"}
-PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT")
+PORTS |= {"prometheus": "9090"}
+PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")
 SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy"}
 SERVICES |= {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
 IMAGE = "sha256:" + "0" * 64
@@ -77,7 +78,7 @@ def test_services(services):
     assert set(services) == SERVICES
 
 
-def test_four_ports_on_loopback(services):
+def test_five_ports_on_loopback(services):
     assert published(services) == {name: [f"127.0.0.1:{port}:{port}"] for name, port in PORTS.items()}
 
 
@@ -166,7 +167,11 @@ def test_each_gets_no_more_secrets_than_it_needs(services):
 
 
 def test_the_gateway_reaches_the_model_server_alone_and_reads_its_keys(services):
-    assert {name for name, service in services.items() if "serving" in networks(service)} == {"torchserve", "gateway"}
+    assert {name for name, service in services.items() if "serving" in networks(service)} == {
+        "torchserve",
+        "gateway",
+        "prometheus",
+    }
     assert networks(services["gateway"]) == {"serving", "published"}
     assert services["torchserve"]["networks"]["serving"] == {"aliases": ["model-server"]}
     assert services["gateway"]["environment"]["SPIRA_INFERENCE"] == "http://model-server:8085"
@@ -195,7 +200,7 @@ def test_steps_and_proxy_agree(services):
     volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
     assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [
         *volumes,
-        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY")),
+        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT")),
     ]
 
 
@@ -264,10 +269,11 @@ def test_a_stack_name_that_cannot_be(tmp_path, name):
 
 def test_secrets_are_made_once(tmp_path, stack):
     folder = tmp_path / "secrets"
-    assert set(compose.make_secrets(folder)) == set(stack["secrets"])
+    secrets = set(stack["secrets"]) | {"grafana_password"}
+    assert set(compose.make_secrets(folder)) == secrets
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     before = {file.name: file.read_text() for file in folder.iterdir()}
-    assert set(before) == set(stack["secrets"])
+    assert set(before) == secrets
     assert len(set(before.values())) == len(before)
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
     assert len(base64.urlsafe_b64decode(before["airflow_fernet_key"])) == 32
@@ -324,7 +330,13 @@ def ports(monkeypatch):
 
 
 def test_ports_are_the_defaults_or_those_asked_for(ports):
-    found = {"AIRFLOW_PORT": "9000", "MLFLOW_PORT": "5000", "INFERENCE_PORT": "8085", "GATEWAY_PORT": "8090"}
+    found = {
+        "AIRFLOW_PORT": "9000",
+        "MLFLOW_PORT": "5000",
+        "INFERENCE_PORT": "8085",
+        "GATEWAY_PORT": "8090",
+        "PROMETHEUS_PORT": "9090",
+    }
     assert ports(AIRFLOW_PORT="9000") == found
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import ANY
 from zipfile import ZipFile
 
 import pytest
@@ -57,7 +58,10 @@ def test_one_recording_in_every_form_gets_one_answer(loaded: Loaded) -> None:
     answers = loaded.ask(*forms)
     assert {status for status, _ in answers} == {200}
     assert len({round(body["probability"], 6) for _, body in answers}) == 1
-    assert set(answers[0][1]) == {"probability", "calibrated", "diagnosis", "warnings", "request_id", "model"}
+    assert set(answers[0][1]) == {"probability", "calibrated", "diagnosis", "warnings", "heard", "request_id", "model"}
+    heard = answers[0][1]["heard"]
+    assert (heard["seconds"], heard["bandwidth_hz"]) == (3.0, 8000.0)
+    assert (heard["rms_dbfs"], heard["snr_db"]) == (pytest.approx(-22.3, abs=1), ANY)
     assert [body["request_id"] for _, body in answers] == [f"request-{index}" for index in range(len(forms))]
     assert set(answers[0][1]["model"]) == {"name", "version", "content", "weights"}
 

@@ -70,7 +70,7 @@ class Gateway:
     def place(self) -> Iterator[None]:
         """One of the places in flight; what finds none is shed at once: a queue would only hide the overload."""
         if self.in_flight >= self.settings.in_flight:
-            raise away("too many requests are in flight", error="busy", seconds=1)
+            raise Problem(503, "busy", "too many requests are in flight", headers={"Retry-After": "1"} | CLOSE)
         self.in_flight += 1
         metrics.in_flight.set(self.in_flight)
         try:

@@ -35,7 +35,7 @@ class Tokens:
 
         Raises `Problem` (503) where there is none to be had.
         """
-        if self._token not in ("", refused) and not self._due():
+        if self._token not in ("", refused) and not self._due() and not self._lock.locked():
             return self._token
         async with self._lock:
             if self._token in ("", refused) or self._due():

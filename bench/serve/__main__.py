@@ -9,7 +9,6 @@ throughput. LitServe is measured where it is installed (`make bench-serve` does 
 
 import argparse
 import base64
-import io
 import json
 import os
 import shutil
@@ -24,19 +23,14 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-import numpy as np
 import requests
-import soundfile
 import torch
 
 from bench import machine
-from local import stack
+from bench.serve.model import recording, serving
 from local.ports import any_free
-from local.services import demo_key
-from serve.torchserve import Server
-from spira_train import audio, extract, featurise, inference, package, register, simulate, train, validate
-from spira_train import config as configuration
-from spira_train.store import Lake, write_atomic
+from spira_train import audio, inference
+from spira_train.store import write_atomic
 
 HERE = Path(__file__).resolve().parent
 LITSERVE = HERE.parents[1] / "var/bench/litserve"
@@ -69,71 +63,35 @@ def main() -> None:
 
 def measure(folder: Path, chosen: argparse.Namespace) -> Iterator[Row]:
     """One row for each length of recording, side and number of clients."""
-    os.environ["SPIRA_VAR"] = str(folder / "var")
-    run = trained(folder, chosen.preset)
-    running = stack.up(("mlflow", "torchserve", "gateway"))
-    try:
-        places = running["places"]
-        keys = Path(places["SPIRA_KEYS"])
-        server = Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], keys)
-        config, models = configuration.load(run), Path(places["SPIRA_MODELS"])
-        register.run(run=run, config=config, models=models, mlflow=places["MLFLOW_TRACKING_URI"], server=server)
-        naive = naive_archive(next((run / "package").glob("*.mar")), models / "naive-1.mar")
+    with serving(folder, chosen.preset) as it:
+        keys = it.server.keys
+        assert keys is not None  # noqa: S101 - for the type checker
+        naive = naive_archive(next((it.run / "package").glob("*.mar")), it.models / "naive-1.mar")
         answer = requests.post(
-            f"{server.management}/models",
+            f"{it.server.management}/models",
             params={"url": naive.name, "initial_workers": "1", "synchronous": "true"},
             headers={"Authorization": f"Bearer {json.loads(keys.read_text())['management']['key']}"},
             timeout=120,
         )
         answer.raise_for_status()
         for seconds in chosen.audio:
-            sound = recording(run, seconds)
-            body = folder / "body"
-            body.write_bytes(sound)
+            sound = recording(it.run, seconds)
             token = json.loads(keys.read_text())["inference"]["key"]
             sides = {
-                "handler": (f"{server.inference}/predictions/spira", "application/octet-stream", token, sound),
-                "naive": (f"{server.inference}/predictions/naive", "application/octet-stream", token, sound),
-                "gateway": (f"{running['gateway']}/v1/predict", "audio/wav", demo_key().read_text().strip(), sound),
+                "handler": (f"{it.server.inference}/predictions/spira", "application/octet-stream", token, sound),
+                "naive": (f"{it.server.inference}/predictions/naive", "application/octet-stream", token, sound),
+                "gateway": (f"{it.gateway}/v1/predict", "audio/wav", it.key, sound),
             }
-            yield in_process(run, sound, seconds)
+            yield in_process(it.run, sound, seconds)
             for clients in chosen.clients:
                 for side, call in sides.items():
                     yield {"audio": seconds, "side": side} | load(folder, *call, clients, chosen.seconds)
             if LITSERVE.is_dir():
-                with litserve(run) as url:
+                with litserve(it.run) as url:
                     text = json.dumps({"audio": base64.b64encode(sound).decode()}).encode()
                     for clients in chosen.clients:
                         found = load(folder, url, "application/json", "", text, clients, chosen.seconds)
                         yield {"audio": seconds, "side": "litserve"} | found
-    finally:
-        stack.down()
-
-
-def trained(folder: Path, preset: str) -> Path:
-    """A packaged run with the network of `preset`, trained for one epoch."""
-    lake, run = Lake(str(folder / "lake")), folder / "run"
-    settings = simulate.read_settings({"subjects": 120, "days": 1, "start": "2026-11-01"})
-    simulate.run(lake=lake.uri, settings=settings)
-    overrides = {"partition": lake.partitions()[-1], "train.epochs": 1, "data.min_subjects": 1, "noise.variants": 1}
-    config = configuration.resolve(configuration.preset_files(preset), overrides)
-    write_atomic(run / "config.json", config.canonical().encode())
-    extract.run(lake=lake, config=config, partition=config.partition)
-    featurise.run(lake=lake, config=config, partition=config.partition)
-    train.run(run=run, lake=lake, config=config)
-    gate = folder / "gate.yaml"
-    gate.write_text("min_per_class: 2\nnoise: {inserts: 1}\nlimits: [{probe: clean, metric: accuracy, min: 0}]\n")
-    validate.run(run=run, lake=lake, config=config, gate=gate)
-    package.run(run=run, config=config)
-    return run
-
-
-def recording(run: Path, seconds: float) -> bytes:
-    """The bytes of a WAV file of so many seconds of (simulated) speech at 16 kHz."""
-    speech, rate = soundfile.read(run / "validate" / "golden" / "00.wav", dtype="float32")
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.resize(speech, int(seconds * rate)), rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
 
 
 def naive_archive(ours: Path, naive: Path) -> Path:

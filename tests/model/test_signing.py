@@ -86,6 +86,19 @@ def test_it_names_the_file_that_was_changed_even_where_its_report_was_changed_wi
         verified(run, keys)
 
 
+@pytest.mark.parametrize("name", ["verdict.json", "metrics.json", "golden/golden.json"])
+def test_what_validation_found_cannot_be_changed_between_packaging_and_registering(
+    run: Path, keys: Path, name: str
+) -> None:
+    file, report = run / "validate" / name, run / "validate/report.json"
+    file.write_text(file.read_text() + " ")
+    facts = json.loads(report.read_text())
+    facts["outputs"][name] = signing._digest(file.read_bytes())
+    report.write_text(json.dumps(facts))
+    with pytest.raises(Refused, match="validate: says something else than was packaged"):
+        verified(run, keys)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_any_missing_file_is_refused(run: Path, keys: Path, name: str) -> None:
     file = named(run, name)

@@ -139,6 +139,14 @@ def test_a_signature_that_only_says_it_is_of_our_key_is_refused(run: Path, keys:
         verified(run, keys)
 
 
+def test_a_signature_that_is_only_written_differently_is_refused(run: Path, keys: Path) -> None:
+    file = run / "package/model.sig"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=1))
+    assert signing.verify(run / "package", keys / "signing.pub")
+    with pytest.raises(Refused, match=r"model\.sig: was changed since its step wrote it"):
+        verified(run, keys)
+
+
 def test_the_signature_of_another_archive_is_refused(run: Path, keys: Path, tmp_path: Path) -> None:
     other, _, _ = packaged(tmp_path, seed=5, key=keys / "signing.key")
     shutil.copyfile(other / "package/model.sig", run / "package/model.sig")

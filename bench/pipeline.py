@@ -92,8 +92,10 @@ def measure(folder: Path, subjects: int, days: int, epochs: int) -> list[tuple[s
     try:
         places = running["places"]
         server = Server(places["SPIRA_INFERENCE"], places["SPIRA_MANAGEMENT"], Path(places["SPIRA_KEYS"]))
-        row("package, with its sandbox", lambda: package.run(run=run, config=config), _megabytes)
+        secret = Path(places["SPIRA_SIGNING_KEY"])
+        row("package, with its sandbox", lambda: package.run(run=run, config=config, key=secret), _megabytes)
         address = {"models": Path(places["SPIRA_MODELS"]), "mlflow": places["MLFLOW_TRACKING_URI"], "server": server}
+        address["key"] = Path(places["SPIRA_VERIFY_KEY"])
         row("register", lambda: register.run(run=run, config=config, **address), lambda r: r["summary"]["version"])
     finally:
         stack.down()

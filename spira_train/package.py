@@ -82,6 +82,7 @@ def run(
     )
     lineage |= {"content": content, "version": f"{config.partition}-{content[:8]}"}
     inputs = {"content": content, "train": trained["fingerprint"], "validate": validated["fingerprint"]}
+    inputs["evidence"] = digest_json(validated["outputs"])
     inputs["server"] = digest_json([digest_file(SERVE / name) for name in EXAMINERS])
     if signer:  # another key, another result: whoever changes the key has everything tried and signed anew
         inputs["signer"] = signer
@@ -108,6 +109,7 @@ def run(
             normalised(tree, archive)
         _json(folder / "infra.json", sandbox(archive, lineage["version"], run / "validate" / "golden", limits))
         facts = {"archive": digest_file(archive), "model": lineage["weights"], "file": archive.name}
+        facts["evidence"] = inputs["evidence"]
         _json(folder / "package.json", lineage | facts)
         if key:  # as the last: nothing that is tampered with later is ever signed, however often this step runs
             signing.sign(folder, key)

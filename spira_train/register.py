@@ -139,6 +139,10 @@ def checked(run: Path) -> dict[str, Any]:
     check_blessing(json.loads(blessing), inside, f"{archive}: blessing.json")
     if digest_bytes(blessing) != reports["validate"]["outputs"]["blessing.json"]:
         raise Refused(f"{archive}: carries another blessing than validate/ holds; run `spira-train package` again")
+    if package["evidence"] != digest_json(found := reports["validate"]["outputs"]):
+        raise Refused(f"{run / 'validate'}: says something else than was packaged; run `spira-train package` again")
+    for name, expected in found.items():
+        intact(run / "validate" / name, expected)
     return package
 
 

@@ -17,7 +17,7 @@ from spira_train.config import Config
 from spira_train.gate import Serving
 from spira_train.model import build
 from spira_train.step import perform
-from spira_train.store import digest_file, local_lake
+from spira_train.store import digest_file, digest_json, local_lake
 
 LIMITS = {"min_seconds": 0.5, "max_seconds": 120, "silence_dbfs": -60, "max_clipped": 0.02}
 
@@ -87,9 +87,8 @@ def held_against(run: Path, version: str | None, archive: str | None) -> None:
     """Let validation have held the run against this champion; neither its blessing nor its archive says so."""
     file, report = run / "validate" / "verdict.json", run / "validate" / "report.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"champion": version, "champion_archive": archive}))
-    facts = json.loads(report.read_text())
-    facts["outputs"]["verdict.json"] = digest_file(file)
-    report.write_text(json.dumps(facts))
+    _reported(report, file)
+    _packaged_with(run)
 
 
 def pack(run: Path, config: Config, key: Path | None = None) -> dict[str, Any]:
@@ -115,9 +114,24 @@ def found_by_validate(run: Path, name: str, content: dict[str, Any]) -> None:
     file, report = run / "validate" / name, run / "validate" / "report.json"
     before = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(before | content))
+    _reported(report, file)
+    _packaged_with(run)
+
+
+def _reported(report: Path, file: Path) -> None:
+    """Let a step have reported `file` as it is now."""
     facts = json.loads(report.read_text())
-    facts["outputs"][name] = digest_file(file)
+    facts["outputs"][file.name] = digest_file(file)
     report.write_text(json.dumps(facts))
+
+
+def _packaged_with(run: Path) -> None:
+    """Let the run, if it is packaged, have been packaged with what validation says now."""
+    file = run / "package" / "package.json"
+    if file.is_file():
+        found = json.loads((run / "validate" / "report.json").read_text())["outputs"]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"evidence": digest_json(found)}))
+        _reported(run / "package" / "report.json", file)
 
 
 def archive_of(run: Path) -> Path:

@@ -98,6 +98,7 @@ def test_a_scheduled_run_trains_in_containers_and_its_model_is_served(airflow, s
     log = airflow.log(served["dag_run_id"], "train")
     assert "of image sha256:" in log  # by digest
     assert "no GPU here" in log
+    assert "both blessings are signed by" in airflow.log(served["dag_run_id"], "register")
     answer = predict(place, recording(place))
     champion = airflow.result(served["dag_run_id"], "register")["summary"]["champion"]
     assert answer.json()["model"]["version"] == champion

@@ -81,6 +81,7 @@ def test_the_scheduler_takes_up_the_newest_day_by_itself_and_its_model_is_served
     assert set(states.values()) == {"success"}
     champion = airflow.result(scheduled["dag_run_id"], "register")["summary"]["champion"]
     assert torchserve.status(server(running))["default"] == champion
+    assert "both blessings are signed by" in airflow.log(scheduled["dag_run_id"], "register")
 
 
 def test_a_backfill_prepares_every_day_and_trains_for_the_newest(airflow, scheduled, trained, days):

@@ -86,6 +86,19 @@ def test_it_names_the_file_that_was_changed_even_where_its_report_was_changed_wi
         verified(run, keys)
 
 
+@pytest.mark.parametrize("name", ["verdict.json", "metrics.json", "golden/golden.json"])
+def test_what_validation_found_cannot_be_changed_between_packaging_and_registering(
+    run: Path, keys: Path, name: str
+) -> None:
+    file, report = run / "validate" / name, run / "validate/report.json"
+    file.write_text(file.read_text() + " ")
+    facts = json.loads(report.read_text())
+    facts["outputs"][name] = signing._digest(file.read_bytes())
+    report.write_text(json.dumps(facts))
+    with pytest.raises(Refused, match="validate: says something else than was packaged"):
+        verified(run, keys)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_any_missing_file_is_refused(run: Path, keys: Path, name: str) -> None:
     file = named(run, name)
@@ -123,6 +136,14 @@ def test_a_signature_that_only_says_it_is_of_our_key_is_refused(run: Path, keys:
     theirs, ours = (signing.fingerprint(place / "signing.key") for place in (tmp_path / "other", keys))
     file.write_text(file.read_text().replace(theirs, ours))
     with pytest.raises(Refused, match="is not what was signed"):
+        verified(run, keys)
+
+
+def test_a_signature_that_is_only_written_differently_is_refused(run: Path, keys: Path) -> None:
+    file = run / "package/model.sig"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=1))
+    assert signing.verify(run / "package", keys / "signing.pub")
+    with pytest.raises(Refused, match=r"model\.sig: was changed since its step wrote it"):
         verified(run, keys)
 
 

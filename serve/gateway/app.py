@@ -35,6 +35,12 @@ PREDICT = "/v1/predict"
 # Of an answer; `heard` is what spira-train watch compares with the training data.
 AUDITED = ("probability", "calibrated", "diagnosis", "warnings", "heard")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID_HEADER = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "up to 64 letters, digits, `.`, `_`, `-`; any other is replaced, and the answer says by which",
+}
 _FLUSH_SECONDS = 5.0  # for the shadow, at the end
 _REFUSALS = {
     400: "the connection ended before the recording did",
@@ -104,7 +110,7 @@ def create(settings: Settings) -> FastAPI:
         response_model=Prediction,
         response_model_exclude_none=True,
         responses={status: {"model": Failure, "description": text} for status, text in _REFUSALS.items()},
-        openapi_extra={"requestBody": recording.BODY},
+        openapi_extra={"requestBody": recording.BODY, "parameters": [_ID_HEADER]},
         summary="Ask the model about one recording",
     )
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)

@@ -38,7 +38,7 @@ def _call(title: str, call: dict[str, Any]) -> list[str]:
         f"<h2><code>{title}</code></h2><p><b>{escape(call['summary'])}.</b> {escape(call.get('description', ''))}</p>"
     ]
     if parameters := call.get("parameters"):
-        shown = {f"?{one['name']}": one.get("description", "") for one in parameters}
+        shown = {f"{one['name']} ({one['in']})": one.get("description", "") for one in parameters}
         parts += ["<h3>Parameters</h3>", _table(shown)]
     if body := call.get("requestBody"):
         parts += ["<h3>Body</h3>", _table({kind: _fields(one["schema"]) for kind, one in body["content"].items()})]

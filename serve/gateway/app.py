@@ -6,9 +6,10 @@ import math
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -70,24 +71,32 @@ class Gateway:
     shadow: Shadow
     limiter: MovingWindowRateLimiter
     in_flight: int = 0
+    held: Counter[str] = field(default_factory=Counter)  # by client
     draining: bool = False
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places in flight; what finds none is shed at once: a queue would only hide the overload."""
-        if self.in_flight >= self.settings.in_flight:
+    def place(self, client: str) -> Iterator[None]:
+        """One of the places in flight; what finds none is shed at once: a queue would only hide the overload.
+
+        A quarter of them is out of one client's reach: slow or eager, it cannot keep the others out.
+        """
+        most = max(1, self.settings.in_flight * 3 // 4)
+        if self.in_flight >= self.settings.in_flight or self.held[client] >= most:
             raise Problem(503, "busy", "too many requests are in flight", headers={"Retry-After": "1"} | CLOSE)
         self.in_flight += 1
+        self.held[client] += 1
         metrics.in_flight.set(self.in_flight)
         try:
             yield
         finally:
             self.in_flight -= 1
+            self.held[client] -= 1
             metrics.in_flight.set(self.in_flight)
 
 
 def create(settings: Settings) -> FastAPI:
     """The application; raises `Mistake` where `clients.json` or `routes.json` cannot be read."""
+    (settings.audit or settings.home).mkdir(parents=True, exist_ok=True)
     gateway = Gateway(
         settings,
         files.Watched(settings.home / "clients.json", clients.Clients),
@@ -159,7 +168,7 @@ async def predict(
     gateway: Gateway = request.app.state.gateway
     settings, request_id = gateway.settings, request.state.request_id
     how = recording.kind(request)
-    with gateway.place():
+    with gateway.place(client):
         body = await recording.receive(request, settings.max_bytes, settings.body_seconds)
         content = await recording.extract(how, body, request.headers)
         del body

@@ -102,7 +102,7 @@ def test_each_way_of_sending_gives_torchserves_answer(gateway, served):
         body = answer.json()
         assert body.pop("request_id") == answer.headers["X-Request-ID"]
         assert body.pop("model") == {"version": served[1], "content": theirs["model"]["content"]}
-        assert body == {name: theirs[name] for name in ("probability", "calibrated", "diagnosis", "warnings")}
+        assert body == {name: theirs[name] for name in ("probability", "calibrated", "diagnosis", "warnings", "heard")}
     assert gateway.ask(content, params={"windows": "true"}).json()["windows"] == theirs["windows"]
 
 
@@ -169,12 +169,14 @@ def test_other_paths_methods_and_parameters(gateway):
 
 
 def test_who_sends_too_slowly_makes_room(gateway):
+    other = clients.add(gateway.home / "clients.json", "other", "100/minute")
     with ExitStack() as open_ones:
-        for _ in range(PLACES):
+        for _ in range(PLACES - 1):
             slow = open_ones.enter_context(socket.create_connection(("127.0.0.1", int(gateway.url.split(":")[-1]))))
             head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {gateway.key}\r\nContent-Type: audio/wav\r\n"
             slow.sendall(f"{head}Content-Length: 1000\r\n\r\nRIFF".encode())
-        until(lambda: gateway.series("in_flight") == PLACES)
+        until(lambda: gateway.series("in_flight") == PLACES - 1)
+        assert gateway.ask(wav(), headers={"Authorization": f"Bearer {other}"}).ok  # who is not slow finds a place
         shed = gateway.ask(wav())
         refused(shed, 503, "busy")
         assert int(shed.headers["Retry-After"]) >= 1
@@ -284,7 +286,7 @@ def test_every_answer_has_its_audit_line(gateway, served):
     gateway.ask(b"no sound", headers={"X-Request-ID": "second"})
     gateway.ask(b"never asked of a model", headers={"Content-Type": "text/plain"})
     first, second = lines(log)[before:]
-    fields = ("probability", "calibrated", "diagnosis", "warnings")
+    fields = ("probability", "calibrated", "diagnosis", "warnings", "heard")
     common = {"client": "ward", "version": served[1], "content": known["model"]["content"]}
     assert {k: v for k, v in first.items() if k not in ("time", "request_id")} == {
         "status": 200, **common, **{name: known[name] for name in fields}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,12 +47,12 @@ def place(tmp_path_factory, newest, command):
     code, _, errors = command("simulate", "--lake", folder / "lake", *words)
     assert code == 0, errors
     bring_up_to(folder / "lake", date.fromisoformat(newest))
-    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT")
+    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIRA_VAR", str(folder))
         patch.setenv("SPIRA_STACK_NAME", STACK)
         patch.setenv("SPIRA_PRESET", "fast")
-        for name, port in zip(names, free_ports(4), strict=True):
+        for name, port in zip(names, free_ports(5), strict=True):
             patch.setenv(name, str(port))
         try:
             compose.up()
@@ -119,10 +120,44 @@ def test_the_gateway_answers_its_client_and_reaches_the_model_server_alone(airfl
     answer = requests.post(url, data=recording(place), headers=kind | {"X-API-Key": key}, timeout=20)
     champion = airflow.result(served["dag_run_id"], "register")["summary"]["champion"]
     assert answer.json()["model"]["version"] == champion
-    assert champion in inside("gateway", "cat", "/gateway/audit.jsonl").stdout
+    assert champion in inside("gateway", "cat", "/audit/audit.jsonl").stdout
     for outsider in (("mlflow", 5000), ("postgres", 5432), ("airflow-apiserver", 8080), ("torchserve", 8086)):
         reach = f"import socket; socket.create_connection({outsider}, 3)"
         assert inside("gateway", "python", "-c", reach).returncode != 0, outsider
+
+
+def test_prometheus_reads_both_and_the_dashboard_asks_what_it_understands(served, place):
+    url = f"{compose.address('prometheus', compose.running())}/api/v1/query"
+
+    def ask(text: str) -> list[dict]:
+        answer = requests.get(url, params={"query": text}, timeout=20)
+        assert answer.status_code == 200, (text, answer.text)
+        return answer.json()["data"]["result"]
+
+    until(lambda: [float(one["value"][1]) for one in ask("up")] == [1, 1], 120)
+    assert until(lambda: ask('spira_gateway_requests_total{status="200"}'), 60)[0]["metric"]["version"] != "none"
+    assert until(lambda: ask("BatchRecordings_count"), 60)
+    dashboard = json.loads((ROOT / "images/grafana/dashboard.json").read_text())
+    texts = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    for text in texts:
+        ask(text.replace("$__rate_interval", "1m").replace("$__range", "1h").replace("$version", ".*"))
+    series = {name for text in texts for name in re.findall(r"(?:spira_gateway_|[A-Z]\w+_)\w+", text)}
+    known = set(requests.get(url.replace("query", "label/__name__/values"), timeout=20).json()["data"])
+    seldom = {"spira_gateway_shadow_total", "spira_gateway_fallbacks_total", "spira_gateway_errors_total"}
+    seldom |= {"spira_gateway_warnings_total", "spira_gateway_shadow_difference_bucket"}
+    assert series - known <= seldom  # a metric with labels is there once it has a value
+    assert seldom <= series
+
+
+def test_upkeep_agrees_and_the_watch_reads_the_audit(airflow, served, place):
+    kept = until(lambda: next((r for r in airflow.runs("spira_upkeep") if r["state"] == "success"), None), 400)
+    assert airflow.result(kept["dag_run_id"], "reconcile", dag_id="spira_upkeep")["mended"] == []
+    run_id = airflow.trigger({}, dag_id="spira_watch")
+    until(lambda: airflow.run(run_id, "spira_watch")["state"] in ("success", "failed"), 200)
+    found = airflow.result(run_id, "watch", dag_id="spira_watch")
+    assert found["version"] == airflow.result(served["dag_run_id"], "register")["summary"]["champion"]
+    assert found["answers"] >= 1
+    assert airflow.tasks(run_id, "spira_watch")["retrain"]["state"] == "skipped"
 
 
 def test_a_backfill_of_three_days_prepares_them(airflow, served, newest):
@@ -246,8 +281,10 @@ def inside_processes(service: str) -> list[str]:
 
 
 def containers(task: str = "") -> list[str]:
-    """Ids of the steps' containers of this stack, of one task or of all."""
-    labels = [f"label=spira.stack={STACK}"] + ([f"label=spira.task={task}"] if task else [])
+    """Ids of the trainings' containers of this stack, of one task or of all; the upkeep's come and go."""
+    labels = [f"label=spira.stack={STACK}", "label=spira.dag=spira_training"] + (
+        [f"label=spira.task={task}"] if task else []
+    )
     return engine.docker("ps", "-aq", "--no-trunc", *(w for one in labels for w in ("--filter", one))).split()
 
 

@@ -15,6 +15,7 @@ from serve.gateway import clients
 from serve.torchserve import Server
 from spira_train import config as configuration
 from spira_train import extract, featurise, package, register, simulate, train, validate
+from spira_train.registry import Registry
 from spira_train.store import Lake, write_atomic
 
 
@@ -48,12 +49,13 @@ def serving(folder: Path, preset: str) -> Iterator[Serving]:
         stack.down()
 
 
-def trained(folder: Path, preset: str) -> Path:
-    """A packaged run with the network of `preset`, trained for one epoch."""
+def trained(folder: Path, preset: str, *, seed: int = 42, mlflow: str = "") -> Path:
+    """A packaged run with the network of `preset`, trained for one epoch; mlflow: where the champion is on record."""
     lake, run = Lake(str(folder / "lake")), folder / "run"
     settings = simulate.read_settings({"subjects": 120, "days": 1, "start": "2026-11-01"})
     simulate.run(lake=lake.uri, settings=settings)
     overrides = {"partition": lake.partitions()[-1], "train.epochs": 1, "data.min_subjects": 1, "noise.variants": 1}
+    overrides |= {"seed": seed}
     config = configuration.resolve(configuration.preset_files(preset), overrides)
     write_atomic(run / "config.json", config.canonical().encode())
     extract.run(lake=lake, config=config, partition=config.partition)
@@ -61,7 +63,7 @@ def trained(folder: Path, preset: str) -> Path:
     train.run(run=run, lake=lake, config=config)
     gate = folder / "gate.yaml"
     gate.write_text("min_per_class: 2\nnoise: {inserts: 1}\nlimits: [{probe: clean, metric: accuracy, min: 0}]\n")
-    validate.run(run=run, lake=lake, config=config, gate=gate)
+    validate.run(run=run, lake=lake, config=config, gate=gate, registry=Registry(mlflow) if mlflow else None)
     package.run(run=run, config=config)
     return run
 

@@ -27,19 +27,17 @@ def predict(self, waveforms):
 Handler.predict = predict
 """,
     "returns NaN": """
-def encode(self, prediction, warnings, windows):
-    answer = {"probability": math.nan, "calibrated": math.nan, "diagnosis": "positive", "warnings": warnings}
+def encode(self, prediction, recording, windows):
+    answer = {"probability": math.nan, "calibrated": math.nan, "diagnosis": "positive", "warnings": []}
     return answer | {"windows": [math.nan for _ in prediction.windows]}
 Handler.encode = encode
 """,
     "NaN for noise alone": """
-decode_well, encode_well = Handler.decode, Handler.encode
-def decode(self, request, headers):
-    waveform, warnings, windows = decode_well(self, request, headers)
-    return waveform, [*warnings, *(["tiny"] if len(waveform) < 20_000 else [])], windows
-def encode(self, prediction, warnings, windows):
-    return encode_well(self, prediction, warnings, windows) | ({"probability": math.nan} if "tiny" in warnings else {})
-Handler.decode, Handler.encode = decode, encode
+good = Handler.encode
+def encode(self, prediction, recording, windows):
+    tiny = len(recording.samples) < 20_000
+    return good(self, prediction, recording, windows) | ({"probability": math.nan} if tiny else {})
+Handler.encode = encode
 """,
     "leaks memory": """
 kept, good = [], Handler.predict
@@ -70,7 +68,9 @@ def _attempt(self, request, headers):
     try:
         return self.decode(request, headers)
     except PredictionException:
-        return self.torch.zeros(self.predictor.size), [], False
+        from types import SimpleNamespace
+        facts = {"seconds": 1.0, "rms_dbfs": -20.0, "snr_db": 10.0, "bandwidth_hz": 8000.0, "clipped": 0.0}
+        return self.torch.zeros(self.predictor.size), SimpleNamespace(samples=[0] * 16_000, **facts), False
 Handler._attempt = _attempt
 """,
     "answers no JSON": """

@@ -221,8 +221,8 @@ def test_a_token_is_renewed_before_it_expires_and_once_for_all(gateway, served):
     known = json.loads(server.keys.read_text())
     known["inference"]["expiration time"] = "2026-01-01T00:00:00.123456789Z"
     server.keys.write_text(json.dumps(known))
-    with ThreadPoolExecutor(PLACES) as pool:
-        assert {answer.status_code for answer in pool.map(lambda _: gateway.ask(wav()), range(PLACES))} == {200}
+    with ThreadPoolExecutor(PLACES - 1) as pool:  # as many as one client may have in flight
+        assert {answer.status_code for answer in pool.map(lambda _: gateway.ask(wav()), range(PLACES - 1))} == {200}
     assert inference_key(server) != known["inference"]["key"]
     assert gateway.series("token_renewals_total") == before + 1
 

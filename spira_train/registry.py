@@ -1,7 +1,7 @@
 """The model repository: MLflow's registered model, its versions, its aliases.
 
-`champion` is what is served by default, `previous` what a rollback gives back, `challenger` what is being tried. The
-model server leads and the aliases follow: it is the server that people get their answers from.
+`champion` is what is served by default, `previous` what a rollback gives back, `challenger` what is being tried. How
+the server and the aliases change together: `spira_train/reconcile.py`.
 """
 
 import os

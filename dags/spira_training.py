@@ -46,6 +46,7 @@ RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
 PARTITION = "{{ partition_of(params, partition_key) }}"
 SETTINGS = "{{ settings_of(params) }}"
 APPROVAL = "{{ approval_of(params, ti.xcom_pull('approve')) }}"
+HOLD = "{{ '--hold' if params.get('stage') == 'challenger' else '' }}"
 QUESTION = """
 {% set found = ti.xcom_pull('validate') -%}
 The gate blessed it. On the frozen test set:
@@ -82,6 +83,13 @@ OWN = {
         format="date",
     ),
     "preset": Param(PRESET, "Configuration file to start from", enum=FORM["presets"], type="string"),
+    "stage": Param(
+        "champion",
+        "What a blessed model becomes. challenger: it is loaded beside the champion and answers nobody, for a shadow or "
+        "a canary of the gateway; the same run with champion promotes it",
+        type="string",
+        enum=["champion", "challenger"],
+    ),
     "approve": Param(False, "Ask a human before the new model is registered", type="boolean"),
 }
 
@@ -165,7 +173,7 @@ with DAG(
         retries=0,
     )
     register = step(
-        "register", "register", *RUN, APPROVAL, execution_timeout=HOUR / 4,
+        "register", "register", *RUN, APPROVAL, HOLD, execution_timeout=HOUR / 4,
         outlets=[Asset("spira/champion")], tell=("validate",), trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
     )  # fmt: skip
     verify = step("verify", "verify", *RUN, execution_timeout=HOUR / 4)

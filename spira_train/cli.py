@@ -127,6 +127,7 @@ def register(
     approved_at: Annotated[str, typer.Option(help="When, as an ISO 8601 time")] = "",
     keep: Annotated[int, typer.Option(min=2, envvar="SPIRA_KEEP", help="Versions that keep their archives")] = 10,
     verify_key: VerifyKeyOption = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Load it beside the champion, as the challenger")] = False,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Take an archive that nobody vouches for")] = False,
 ) -> None:
     """Register the signed and blessed archive in MLflow and TorchServe, verify it there, make it the default."""
@@ -139,7 +140,7 @@ def register(
         raise BadInput("no key to verify the archive with: set SPIRA_VERIFY_KEY (docs/signing.md), or say --unsigned")
     key = None if unsigned else verify_key
     report = step.run(
-        run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, key=key, **options
+        run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, key=key, hold=hold, **options
     )
     _finish("register", report)
 

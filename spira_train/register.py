@@ -53,13 +53,15 @@ def run(
     approved_at: str = "",
     keep: int = KEEP,
     key: Path | None = None,
+    hold: bool = False,
 ) -> dict[str, Any]:
     """Register the archive of a run and make it the default version; returns the report (`register/report.json`).
 
     approver, approved_at: who said yes, and when (ISO 8601); empty where nobody was asked. keep: how many versions keep
     their archives, beside those that have an alias. key: the public key that the archive must be signed for; None takes
-    it unsigned. Raises `Refused` where archive, blessing and weights do not belong
-    together or the server's answers differ from validation's, `TryAgain` where MLflow or TorchServe is away.
+    it unsigned. hold: load and verify it beside the champion, as the challenger, and stop there. Raises `Refused` where
+    archive, blessing and weights do not belong together or the server's answers differ from validation's, `BadInput`
+    where there is no champion to be held beside, `TryAgain` where MLflow or TorchServe is away.
     """
     approval = _approval(approver, approved_at)
     signed = signature(run, key)
@@ -67,11 +69,18 @@ def run(
     registry = Registry(mlflow)
     with torchserve.alone(models):  # aliases and default version move together, or not at all
         number = _record(registry, run, package, approval | signed)
-        return _serve(registry, server, run, package, number, models, keep)
+        return _serve(registry, server, run, package, number, models, keep, hold)
 
 
 def _serve(
-    registry: Registry, server: Server, run: Path, package: Mapping[str, Any], number: str, models: Path, keep: int
+    registry: Registry,
+    server: Server,
+    run: Path,
+    package: Mapping[str, Any],
+    number: str,
+    models: Path,
+    keep: int,
+    hold: bool,
 ) -> dict[str, Any]:
     """Load the version, verify it, make it the default and the champion; see `run`."""
     version, archive = package["version"], run / "package" / package["file"]
@@ -86,11 +95,18 @@ def _serve(
         return _report(run, package, number, champion, {"message": f"{champion} is the champion now"})
     if champion not in (None, version):
         _compared(run, champion, known[aliases[CHAMPION]].tags["archive"])
+    if hold and champion in (None, version):
+        raise BadInput(f"{version}: there is no other champion to be held beside; register it without --hold")
     outcome = torchserve.register(server, archive, version, models)
     say(f"register: {version} is {outcome} and READY")
     if champion != version:
         registry.point(CHALLENGER, number)
     found = _verified(registry, server, version, run, champion)
+    if hold:
+        for unloaded in unload(registry, server):  # the challenger before this one
+            say(f"register: {unloaded}")
+        said = f"{version} is loaded beside the champion {champion}, as the challenger"
+        return _report(run, package, number, champion, {"verified": found["recordings"], "message": said})
     announce(models, server, version)
     torchserve.promote(server, version)
     promote(registry, number)

@@ -76,12 +76,15 @@ def answered(**other) -> dict:
     return {"chosen_options": ["Approve"], "params_input": {}, "responded_at": at, "responded_by_user": user} | other
 
 
-def register_words(dag, answer: dict | None, approve: bool = True) -> list[str]:
+def register_words(dag, answer: dict | None, approve: bool = True, **params: str) -> list[str]:
     """The words of `spira-train register`, as rendered."""
     from step_outcome import spread
 
     results = {"setup": {"run": "/runs/x"}, "approve": answer}
-    values = {"ti": SimpleNamespace(xcom_pull=results.get), "params": {"approve": approve}} | dag.user_defined_macros
+    values = {
+        "ti": SimpleNamespace(xcom_pull=results.get),
+        "params": {"approve": approve} | params,
+    } | dag.user_defined_macros
     task = dag.get_task("register")
     return spread(task.render_template(task.words, values, dag.get_template_env()))
 
@@ -95,6 +98,8 @@ def test_the_approver_reaches_the_register_step(load):
     assert register_words(dag, answered(responded_at=iso)) == [*who, f"--approved-at={iso}"]
     assert register_words(dag, answered(responded_by_user={"id": "7", "name": ""}))[3] == "--approver=7"
     assert register_words(dag, None, approve=False) == words
+    assert register_words(dag, None, approve=False, stage="challenger") == [*words, "--hold"]
+    assert register_words(dag, None, approve=False, stage="champion") == words
     # a yes of an earlier try; this one asked nobody
     assert register_words(dag, answered(), approve=False) == words
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from registering import Place, champion_of, check, die, go, spoil
+from registering import Place, champion_of, check, die, go, loaded, spoil
 from runs import archive_of, found_by_validate, free_ports, held_against, pack, packaged, wav
 
 from serve import torchserve as ts
@@ -53,6 +53,22 @@ def test_two_generations_and_running_again_changes_nothing(place, tmp_path: Path
     go(first, place)
     assert champion_of(place) == (v2, v2, v1)
     assert check(first, place)["summary"]["champion"] == v2
+
+
+def test_a_challenger_is_held_beside_the_champion_until_it_is_promoted(place, made) -> None:
+    first, second, third = (facts["version"] for _, _, facts in made[:3])
+    with pytest.raises(BadInput, match="no other champion to be held beside"):
+        go(made[0], place, hold=True)
+    go(made[0], place)
+    for each, version in ((made[1], second), (made[2], third)):
+        summary = go(each, place, hold=True)["summary"]
+        assert (summary["champion"], summary["verified"]) == (first, 3)
+        assert champion_of(place) == (first, first, None)
+        assert loaded(place) == {first, version}  # the challenger before it makes room
+    assert check(made[2], place)["summary"]["message"] == "superseded; nothing to verify"
+    go(made[2], place)
+    assert champion_of(place) == (third, third, first)
+    assert "challenger" not in Registry(place[2]).aliases()
 
 
 def test_a_blessing_from_before_the_champion_is_refused(place, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ OWN = {
     "preset": Param(PRESET, "Configuration file to start from", enum=FORM["presets"], type="string"),
     "stage": Param(
         "champion",
-        "What a blessed model becomes. challenger: it is loaded beside the champion and answers nobody, for a shadow or "
+        "What a blessed model becomes. challenger: it is loaded beside the champion and answers nobody, for shadow or "
         "a canary of the gateway; the same run with champion promotes it",
         type="string",
         enum=["champion", "challenger"],

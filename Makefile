@@ -14,7 +14,7 @@ STACKS := tests/e2e/test_compose.py tests/e2e/test_scheduler.py tests/e2e/test_s
 TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 
 .PHONY: help demo demo-docker demo-process images deliver up down status compose-up compose-down compose-status
-.PHONY: environments test test-stacks test-code test-serve test-proofs test-orchestration test-quick lint format params locks bench clean distclean
+.PHONY: environments test test-stacks test-code test-serve test-proofs test-orchestration test-quick lint format params locks bench bench-serve clean distclean
 
 help:  ## Explain every target
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,7 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 	$$compile machine.in -c model.lock -o machine.lock && \
 	$$compile mlflow.in -c model.lock -o mlflow.lock && \
 	$$compile gateway.in -c model.lock -o gateway.lock && \
+	$$compile bench.in -c model.lock -c gateway.lock -o bench.lock && \
 	$$compile orchestration.in -o orchestration.lock && \
 	$$compile engine-proxy.in -c orchestration.lock -o engine-proxy.lock && \
 	$$compile test-model.in -c model.lock -c gateway.lock -o test-model.lock && \
@@ -111,6 +112,10 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 
 bench: environments  ## Measure every step and print one table
 	$(BIN)/python -m bench
+
+bench-serve: environments  ## Measure serving, beside a first handler and LitServe (needs wrk)
+	@test -d var/bench/litserve || $(BIN)/python $(PIP) --target var/bench/litserve $(LOCKED) requirements/bench.lock
+	$(BIN)/python -m bench.serve
 
 clean: down  ## Stop the stack and delete what it kept under var/, recordings and models included
 	@test ! -e var/compose.env || $(PYTHON) -m local.compose down

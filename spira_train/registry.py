@@ -268,15 +268,31 @@ def named(uri: str, alias: str) -> dict[str, str] | None:
         registry = Registry(uri)
         number = registry.aliases().get(alias)
         return dict(registry.versions()[number].tags) if number else None
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/registered-models/alias"
+    found = _plain(uri, "registered-models/alias", {"name": MODEL, "alias": alias})
+    return _tags(found["model_version"]) if found else None
+
+
+def remembered(uri: str) -> list[dict[str, str]]:
+    """The tags of all versions, by one plain request as well."""
+    if not re.match("https?://", uri):
+        return [dict(version.tags) for version in Registry(uri).versions().values()]
+    found = _plain(uri, "model-versions/search", {"filter": f"name='{MODEL}'", "max_results": "10000"})
+    return [_tags(version) for version in (found or {}).get("model_versions", [])]
+
+
+def _plain(uri: str, path: str, params: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        answer = requests.get(address, params={"name": MODEL, "alias": alias}, timeout=(3, 10))
+        answer = requests.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=params, timeout=(3, 10))
         if answer.status_code in (400, 404):  # no such alias, or no model yet
             return None
         answer.raise_for_status()
-        return {tag["key"]: tag["value"] for tag in answer.json()["model_version"].get("tags", [])}
-    except (requests.RequestException, ValueError, KeyError):
+        return dict(answer.json())
+    except (requests.RequestException, ValueError):
         raise TryAgain(f"MLflow at {uri} does not answer; start it and run again") from None
+
+
+def _tags(version: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in version.get("tags", [])}
 
 
 def _fitting(value: str) -> str:

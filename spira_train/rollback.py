@@ -8,7 +8,7 @@ from serve.torchserve import Server
 from spira_train.outcome import BadInput
 from spira_train.progress import say
 from spira_train.reconcile import announce, done, fetched
-from spira_train.registry import CHAMPION, PREVIOUS, Registry, named, rollback
+from spira_train.registry import CHAMPION, PREVIOUS, Registry, named, remembered, rollback
 
 
 def run(*, mlflow: str, server: Server, models: Path, to: str = "") -> dict[str, Any]:
@@ -45,9 +45,9 @@ def run(*, mlflow: str, server: Server, models: Path, to: str = "") -> dict[str,
 
 def _earlier(mlflow: str, version: str) -> dict[str, str]:
     """The tags of `version`; raises `BadInput` unless it was a champion once."""
-    known = [v.tags for v in Registry(mlflow).versions().values()]
+    known = remembered(mlflow)
     found = next((tags for tags in known if tags.get("version") == version), None)
     if found is None or "promoted" not in found:
         champions = ", ".join(sorted(tags["version"] for tags in known if "promoted" in tags)) or "none"
         raise BadInput(f"{version}: never was the champion, so nothing speaks for it; these were: {champions}")
-    return dict(found)
+    return found

@@ -186,6 +186,8 @@ def test_the_fast_way_to_an_alias_says_what_the_client_says(place: Place, two: t
     found = registry.named(place[2], "previous")
     assert found == dict(Registry(place[2]).versions()["1"].tags)
     assert registry.named(place[2], "challenger") is None
+    ours = sorted(registry.remembered(place[2]), key=lambda tags: tags["version"])
+    assert ours == sorted((dict(v.tags) for v in Registry(place[2]).versions().values()), key=lambda t: t["version"])
     with pytest.raises(TryAgain, match="does not answer"):
         registry.named("http://127.0.0.1:9", "previous")
 

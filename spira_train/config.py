@@ -119,6 +119,8 @@ class FeaturesConfig(Section):
     def lengths_fit(self) -> "FeaturesConfig":
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length {self.win_length} must not exceed n_fft {self.n_fft}")
+        if self.win_length % 2 or self.n_fft % 2:
+            raise ValueError(f"win_length {self.win_length} and n_fft {self.n_fft} must be even: a frame has a middle")
         if self.n_mfcc > self.n_mels:
             raise ValueError(f"n_mfcc {self.n_mfcc} must not exceed n_mels {self.n_mels}")
         return self

@@ -33,12 +33,13 @@ class FeatureExtractor(nn.Module):
     ):
         super().__init__()
         mel = {"n_fft": n_fft, "n_mels": n_mels, "win_length": win_length, "hop_length": hop_length}
+        if win_length % 2 or n_fft % 2:  # torchaudio shifts its frames by half a sample then; we would not
+            raise ValueError(f"win_length {win_length} and n_fft {n_fft} must be even")
         torchaudios = MFCC(sample_rate, n_mfcc, log_mels=False, melkwargs=mel)
+        spectrogram, scale = torchaudios.MelSpectrogram.spectrogram, torchaudios.MelSpectrogram.mel_scale
         self.n_fft, self.hop, self.reach = n_fft, hop_length, win_length // 2
-        self.register_buffer("taper", torchaudios.MelSpectrogram.spectrogram.window, persistent=False)  # (win_length,)
-        self.register_buffer(
-            "filters", torchaudios.MelSpectrogram.mel_scale.fb, persistent=False
-        )  # (n_fft/2+1, n_mels)
+        self.register_buffer("taper", spectrogram.window, persistent=False)  # (win_length,)
+        self.register_buffer("filters", scale.fb, persistent=False)  # (n_fft / 2 + 1, n_mels)
         self.register_buffer("cosines", torchaudios.dct_mat, persistent=False)  # (n_mels, n_mfcc)
 
     def forward(self, windows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.transforms import MFCC
 
+from spira_train.config import FeaturesConfig
 from spira_train.features import FeatureExtractor, cut
 
 
@@ -28,13 +29,22 @@ def test_loud_neighbour_changes_nothing():
     assert torch.allclose(alone, beside, atol=1e-4)
 
 
-def test_they_are_torchaudios():
+@pytest.mark.parametrize(("n_fft", "win_length", "hop_length"), [(1200, 400, 160), (1024, 1024, 320), (1202, 398, 161)])
+def test_they_are_torchaudios(n_fft, win_length, hop_length):
     torch.manual_seed(1)
     wave = torch.randn(2, 1, 64_000) * torch.linspace(1e-4, 0.5, 64_000)
-    settings = {"n_fft": 1200, "n_mels": 40, "win_length": 400, "hop_length": 160}
-    theirs = MFCC(16_000, 40, log_mels=False, melkwargs=settings)
-    for window, found in zip(wave, FeatureExtractor()(wave), strict=True):
+    settings = {"n_fft": n_fft, "win_length": win_length, "hop_length": hop_length}
+    theirs = MFCC(16_000, 40, log_mels=False, melkwargs=settings | {"n_mels": 40})
+    for window, found in zip(wave, FeatureExtractor(**settings)(wave), strict=True):
         assert torch.allclose(found, theirs(window).transpose(1, 2), atol=1e-3)  # of some 300
+
+
+@pytest.mark.parametrize("odd", [{"win_length": 399}, {"n_fft": 1201}])
+def test_frames_without_a_middle_are_refused(odd):
+    with pytest.raises(ValueError, match="must be even"):
+        FeatureExtractor(**odd)
+    with pytest.raises(ValueError, match="must be even"):
+        FeaturesConfig(**odd)
 
 
 @pytest.mark.parametrize(("size", "step"), [(64_000, 16_000), (128_000, 32_000), (64_000, 64_000), (64_100, 16_000)])

@@ -53,9 +53,10 @@ def settle(registry: Registry, server: Server, models: Path) -> list[str]:
         if torchserve.status(server)["default"] != (version := champion.tags["version"]):
             torchserve.promote(server, version)
             mended.append(f"{version} is the champion and is the default version again")
-    elif default := served["default"]:  # TorchServe makes its very first version the default: nobody verified it
-        torchserve.unregister(server, default)
-        mended.append(f"{default} is unloaded: it was never promoted")
+    else:  # TorchServe makes its very first version the default: nobody verified it
+        for version in sorted(served["versions"], key=lambda one: one == served["default"]):  # the default goes last
+            torchserve.unregister(server, version)
+            mended.append(f"{version} is unloaded: there is no champion, and it was never promoted")
     done(models, server)
     return mended
 
@@ -94,8 +95,6 @@ def fetched(registry: Registry, server: Server, models: Path, known: Any, use: C
         try:
             archive = registry.download(known.version, private)
         except TryAgain as error:
-            if known.tags.get("retired") != "true" and stored.is_file():
-                raise
             raise Refused(f"{version}: its archive is neither in {models} nor in MLflow ({error})") from None
         if digest_file(archive) != wanted:
             raise Refused(f"{version}: MLflow's archive is not the one that was registered ({wanted[:12]})")

@@ -25,7 +25,9 @@ def run(*, run: Path, config: Config, models: Path, mlflow: str, server: Server)
     summary = registered["summary"]
     version, number, champion = summary["version"], summary["mlflow_version"], summary["champion"]
     if champion != version:
-        return _report(run, {"version": version, "champion": champion, "message": "superseded; nothing to verify"})
+        return _report(
+            run, {"version": version, "champion": champion, "message": f"{champion} is the champion; nothing to verify"}
+        )
     if torchserve.status(server)["default"] != version:  # changed since, or cut off in the middle of it
         with torchserve.alone(models):
             registry = Registry(mlflow)

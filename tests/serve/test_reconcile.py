@@ -47,6 +47,13 @@ def test_where_nothing_was_ever_registered_nothing_is_served(place: Place) -> No
     assert mend(place) == {"champion": None, "previous": None, "mended": []}
 
 
+def test_without_a_champion_nothing_that_was_loaded_by_hand_is_served(place: Place, made: list[Made]) -> None:
+    for run, _, facts in made[:2]:
+        ts.register(place[0], archive_of(run), facts["version"], place[1])
+    assert len(mend(place)["mended"]) == 2
+    assert loaded(place) == set()
+
+
 # The second register is killed here; was its version the champion by then?
 KILLS = {
     "loaded": (ts, "register", {}, False),
@@ -151,7 +158,7 @@ def test_a_damaged_archive_is_fetched_anew_and_a_lost_one_is_named(place, two, m
         mend(place)
 
 
-def test_roll_back_and_forth(place: Place, two: tuple[str, str]) -> None:
+def test_roll_back_and_forth(place: Place, made: list[Made], two: tuple[str, str]) -> None:
     first, second = two
     assert back(place) == {"champion": first, "was": second}
     assert champion_of(place) == (first, first, None)
@@ -162,6 +169,9 @@ def test_roll_back_and_forth(place: Place, two: tuple[str, str]) -> None:
     assert mend(place)["mended"] == [f"{second} is unloaded; its archive stays in the model store"]
     assert back(place, second) == {"champion": second, "was": first}  # unloaded by now
     assert champion_of(place) == (second, second, None)
+    assert back(place, first)["champion"] == first
+    go(made[1], place, validated=False)  # what was taken away comes back by its own run
+    assert champion_of(place) == (second, second, first)
     with pytest.raises(BadInput, match=f"2026-01-01-00000000: never was the champion.*{first}, {second}"):
         back(place, "2026-01-01-00000000")
 

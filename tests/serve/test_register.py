@@ -65,7 +65,7 @@ def test_a_challenger_is_held_beside_the_champion_until_it_is_promoted(place, ma
         assert (summary["champion"], summary["verified"]) == (first, 3)
         assert champion_of(place) == (first, first, None)
         assert loaded(place) == {first, version}  # the challenger before it makes room
-    assert check(made[2], place)["summary"]["message"] == "superseded; nothing to verify"
+    assert check(made[2], place)["summary"]["message"] == f"{first} is the champion; nothing to verify"
     go(made[2], place)
     assert champion_of(place) == (third, third, first)
     assert "challenger" not in Registry(place[2]).aliases()

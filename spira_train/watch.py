@@ -69,12 +69,13 @@ def _answers(audit: Path, since: datetime) -> Iterator[dict[str, Any]]:
     if not audit.is_file():  # the gateway makes it with its first answer
         return
     try:
-        content = audit.read_text(encoding="utf-8")
+        lines = audit.open(encoding="utf-8")
     except PermissionError:
         raise BadInput(f"{audit}: not readable; let this user read the gateway's audit") from None
-    for line in map(_line, content.splitlines()):
-        if line.get("status") == 200 and "heard" in line and datetime.fromisoformat(line["time"]) >= since:
-            yield line
+    with lines:  # one by one: it grows with the traffic
+        for line in map(_line, lines):
+            if line.get("status") == 200 and "heard" in line and datetime.fromisoformat(line["time"]) >= since:
+                yield line
 
 
 def _line(text: str) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def serve(settings: Settings) -> None:
     if settings.first_key:
         clients.first(settings.home / "clients.json", settings.first_key)
     try:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (settings.home, settings.audit_file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         start_http_server(settings.metrics_port, settings.host)
     except OSError as error:
         place = error.filename or f"SPIRA_GATEWAY_METRICS_PORT={settings.metrics_port}"

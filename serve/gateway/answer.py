@@ -35,7 +35,7 @@ class Prediction(BaseModel):
         description="doubts about the recording: short, quiet, clipped; unfamiliar_length, _level, _noise, _bandwidth, "
         "_sound where it is unlike all that the model was trained on"
     )
-    heard: Heard | None = Field(None, description="absent where the model is of before 2026-11-25")
+    heard: Heard | None = Field(None, description="absent where the model's archive is older than this field")
     model: Model
     windows: list[float] | None = Field(None, description="the probability of each window, where asked for")
 

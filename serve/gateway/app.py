@@ -96,7 +96,6 @@ class Gateway:
 
 def create(settings: Settings) -> FastAPI:
     """The application; raises `Mistake` where `clients.json` or `routes.json` cannot be read."""
-    (settings.audit or settings.home).mkdir(parents=True, exist_ok=True)
     gateway = Gateway(
         settings,
         files.Watched(settings.home / "clients.json", clients.Clients),
@@ -194,7 +193,7 @@ def _note(gateway: Gateway, client: str, request_id: str, reply: Reply, version:
     else:
         line |= {"error": word(body.get("error"))}
     try:
-        files.append((gateway.settings.audit or gateway.settings.home) / "audit.jsonl", line)
+        files.append(gateway.settings.audit_file, line)
     except OSError as error:
         log.error("audit.jsonl: cannot be written (%s); no answer is given without its line", error.strerror)
         raise away("the gateway cannot keep its records", error="audit", seconds=30) from None

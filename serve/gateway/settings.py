@@ -37,6 +37,11 @@ class Settings(BaseModel):
     drain_seconds: float = Field(1, ge=0)  # between "not ready" and no more connections
     shadow_queue: int = Field(8, ge=1)
 
+    @property
+    def audit_file(self) -> Path:
+        """Where the lines of the audit go."""
+        return (self.audit or self.home) / "audit.jsonl"
+
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings in `env`; raises `Mistake` naming the variable that cannot be."""

@@ -14,7 +14,8 @@ STACKS := tests/e2e/test_compose.py tests/e2e/test_scheduler.py tests/e2e/test_s
 TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 
 .PHONY: help demo demo-docker demo-process images deliver up down status compose-up compose-down compose-status
-.PHONY: environments test test-stacks test-code test-serve test-proofs test-orchestration test-quick lint format params locks bench bench-serve clean distclean
+.PHONY: environments test test-stacks test-code test-serve test-proofs test-orchestration test-quick lint format params
+.PHONY: locks bench bench-serve clean distclean
 
 help:  ## Explain every target
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,7 +115,8 @@ bench: environments  ## Measure every step and print one table
 	$(BIN)/python -m bench
 
 bench-serve: environments  ## Measure serving, beside a first handler and LitServe (needs wrk)
-	@test -d var/bench/litserve || $(BIN)/python $(PIP) --target var/bench/litserve $(LOCKED) requirements/bench.lock
+	@test -d var/bench/litserve || { rm -rf var/bench/partial && \
+	$(BIN)/python $(PIP) --target var/bench/partial $(LOCKED) requirements/bench.lock && mv var/bench/partial var/bench/litserve; }
 	$(BIN)/python -m bench.serve
 
 clean: down  ## Stop the stack and delete what it kept under var/, recordings and models included

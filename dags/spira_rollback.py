@@ -9,7 +9,7 @@ the version that was taken away stays on record, and its own run can promote it 
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param
-from step import step
+from step import DEFAULTS, step
 
 with DAG(
     "spira_rollback",
@@ -27,7 +27,7 @@ with DAG(
             pattern=r"^(\d{4}-\d{2}-\d{2}-[0-9a-f]{8})?$",
         )
     },
-    default_args={"owner": "spira", "retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args=DEFAULTS,
     tags=["spira", "serving"],
 ) as dag:
     step("rollback", "rollback", "--to={{ params.version }}", execution_timeout=timedelta(minutes=5))

@@ -19,6 +19,9 @@ night at 03:00 UTC the day before is processed, with the preset that `SPIRA_PRES
 | `verify` | golden recordings through the live server; rolls back on any difference | |
 | `refused` | the gate said no. The run fails with the reason; **the champion goes on serving** | |
 
+With the param `stage` = `challenger` the new version is held beside the champion, for a shadow or a canary; the event
+of the asset says who the champion is.
+
 **Run it** with *Trigger*: choose a partition and a preset, and fill in only the hyper-parameters that should differ
 from the preset. **Backfill** prepares each day and trains once, for the newest (`train_each` trains for each).
 Repeating a finished run trains nothing and changes no byte.
@@ -85,8 +88,8 @@ OWN = {
     "preset": Param(PRESET, "Configuration file to start from", enum=FORM["presets"], type="string"),
     "stage": Param(
         "champion",
-        "What a blessed model becomes. challenger: it is loaded beside the champion and answers nobody, for shadow or "
-        "a canary of the gateway; the same run with champion promotes it",
+        "What a blessed model becomes. challenger: it is loaded beside the champion and answers nobody, for a shadow "
+        "or a canary of the gateway; the same run with champion promotes it",
         type="string",
         enum=["champion", "challenger"],
     ),

@@ -15,7 +15,7 @@ import os
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
-from step import settings, step
+from step import DEFAULTS, settings, step
 
 with DAG(
     "spira_upkeep",
@@ -25,7 +25,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=False,
-    default_args={"owner": "spira", "retries": 1, "retry_delay": timedelta(seconds=30)},
+    default_args=DEFAULTS | {"retries": 1, "retry_delay": timedelta(seconds=30)},
     tags=["spira", "upkeep"],
 ) as dag:
     step("reconcile", "reconcile", execution_timeout=timedelta(minutes=5))

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
-from step import step
+from step import DEFAULTS, step
 
 with DAG(
     "spira_watch",
@@ -29,7 +29,7 @@ with DAG(
         "days": Param(7, "How far to look back", type="integer", minimum=1, maximum=365),
         "retrain": Param(os.environ.get("SPIRA_RETRAIN") == "1", "Start a training where they drifted", type="boolean"),
     },
-    default_args={"owner": "spira", "retries": 1, "retry_delay": timedelta(seconds=30)},
+    default_args=DEFAULTS | {"retries": 1, "retry_delay": timedelta(seconds=30)},
     tags=["spira", "serving"],
 ) as dag:
     watch = step("watch", "watch", "--days={{ params.days }}", execution_timeout=timedelta(minutes=10))
@@ -38,7 +38,7 @@ with DAG(
     def drifted(params=None, ti=None):
         """Whether a training should follow."""
         found = ti.xcom_pull("watch")
-        print(*(f"- {text}" for text in found["drift"]) if found["drift"] else ["nothing drifted"], sep="\n")
+        print("\n".join(found["drift"]) or "nothing drifted")
         return bool(found["drift"] and params["retrain"] and found["newest"])
 
     retrain = TriggerDagRunOperator(

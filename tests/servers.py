@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 from runs import free_ports
 
+from bench.attack import workers
 from serve.torchserve import Server
 
 
@@ -49,15 +50,7 @@ class Running:
 
     def worker_pids(self) -> set[int]:
         """Python processes that serve models of this server, found by the sockets in its folder."""
-        found = set()
-        for entry in Path("/proc").iterdir():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except (OSError, ValueError):
-                continue
-            if entry.name.isdigit() and b"model_service_worker" in line and str(self.home).encode() in line:
-                found.add(int(entry.name))
-        return found
+        return workers(self.home)
 
 
 def running(root: Path) -> Running:

@@ -27,14 +27,13 @@ import requests
 import torch
 
 from bench import machine
-from bench.serve.model import recording, serving
+from bench.serve.model import LIMITS, recording, serving
 from local.ports import any_free
 from spira_train import audio, inference
 from spira_train.store import write_atomic
 
 HERE = Path(__file__).resolve().parent
 LITSERVE = HERE.parents[1] / "var/bench/litserve"
-LIMITS = {"min_seconds": 0.5, "max_seconds": 120.0, "silence_dbfs": -60.0, "max_clipped": 0.02}
 Row = dict[str, Any]
 
 

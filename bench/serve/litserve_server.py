@@ -8,9 +8,8 @@ from typing import Any
 import litserve
 import torch
 
+from bench.serve.model import LIMITS
 from spira_train import audio, inference
-
-LIMITS = {"min_seconds": 0.5, "max_seconds": 120.0, "silence_dbfs": -60.0, "max_clipped": 0.02}
 
 
 class Spira(litserve.LitAPI):

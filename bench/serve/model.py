@@ -15,8 +15,12 @@ from serve.gateway import clients
 from serve.torchserve import Server
 from spira_train import config as configuration
 from spira_train import extract, featurise, package, register, simulate, train, validate
+from spira_train.config import ExtractConfig
 from spira_train.registry import Registry
 from spira_train.store import Lake, write_atomic
+
+# Of `audio.decode`: the default configuration's, as an archive has them.
+LIMITS = ExtractConfig().model_dump(include={"min_seconds", "max_seconds", "silence_dbfs", "max_clipped"})
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,18 @@ def test_gpu_overlay(services, asked, granted):
     assert published(chosen) == published(services)
 
 
+def test_grafana_overlay(tmp_path):
+    image = "grafana/grafana@sha256:" + "0" * 64
+    chosen = compose.settings({"SPIRA_GRAFANA_IMAGE": image}, {}, tmp_path, tmp_path)
+    assert chosen["COMPOSE_FILE"].endswith(":" + str(ROOT / "docker-compose.grafana.yaml"))
+    service = resolved(FILES[0], "docker-compose.grafana.yaml", SPIRA_GRAFANA_IMAGE=image)["services"]["grafana"]
+    assert service["image"] == image
+    assert published({"grafana": service}) == {"grafana": ["127.0.0.1:3000:3000"]}
+    assert networks(service) == {"watching", "published"}
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+
+
 def test_settings(tmp_path):
     socket = tmp_path / "docker.sock"
     socket.touch()

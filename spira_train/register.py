@@ -90,10 +90,12 @@ def _serve(
         say(f"register: {mended}")
     aliases, known = registry.aliases(), registry.versions()
     champion = known[aliases[CHAMPION]].tags["version"] if CHAMPION in aliases else None
-    if known[number].tags.get("promoted") == "true" and champion not in (None, version):
-        say(f"register: {version} was the champion before {champion}; a newer one is not pushed aside")
+    same = {number, *_packed_before(known, package)}  # one model, though its archive may carry newer code
+    ours = {version} | {known[each].tags["version"] for each in same}
+    if champion and champion not in ours and any(known[each].tags.get("promoted") == "true" for each in same):
+        say(f"register: the model of {version} was the champion before {champion}; a newer one is not pushed aside")
         return _report(run, package, number, champion, {"message": f"{champion} is the champion now"})
-    if champion not in (None, version):
+    if champion and champion not in ours:
         _compared(run, champion, known[aliases[CHAMPION]].tags["archive"])
     if hold and champion in (None, version):
         raise BadInput(f"{version}: there is no other champion to be held beside; register it without --hold")
@@ -176,6 +178,19 @@ def _compared(run: Path, champion: str, archive: str) -> None:
         )
 
 
+def _packed_before(known: Mapping[str, Any], package: Mapping[str, Any]) -> list[str]:
+    """The numbers of the versions that were promoted with these weights, on this very validation.
+
+    Their verdict is this archive's: to ask for a newer one would be in vain, for `validate` leaves what was promoted.
+    """
+    same = {name: package[name] for name in ("weights", "validate")}
+    return [
+        number
+        for number, version in known.items()
+        if version.tags.get("promoted") == "true" and same.items() <= version.tags.items()
+    ]
+
+
 def _record(registry: Registry, run: Path, package: Mapping[str, Any], told: dict[str, str]) -> str:
     """The MLflow version of the archive, with all that says where it comes from and why; returns its number.
 
@@ -196,7 +211,8 @@ def _record(registry: Registry, run: Path, package: Mapping[str, Any], told: dic
         return number
     note = run / "mlflow.json"
     earlier = json.loads(note.read_text())["run_id"] if note.is_file() else None
-    run_id = registry.run(earlier, run.name, {"partition": package["partition"], "run": run.name})
+    named, same = {"partition": package["partition"], "run": run.name}, {"archive": package["archive"]}
+    run_id = registry.run(earlier, run.name, named, same)
     metrics = json.loads((run / "validate" / "metrics.json").read_text())
     files = {name: run / name for name in _FILES if (run / name).is_file()}
     registry.log(run_id, files=files, metrics=_numbers(metrics))

@@ -63,22 +63,27 @@ class Registry:
 
         return self._guard(make)
 
-    def run(self, known: str | None, name: str, tags: Mapping[str, str]) -> str:
-        """The MLflow run `known`, where the server has it; else the one already made for `name`; else a new one."""
+    def run(self, known: str | None, name: str, tags: Mapping[str, str], same: Mapping[str, str]) -> str:
+        """The MLflow run `known`, where the server has it; else one already made for `name`; else a new one.
+
+        same: what a version's tags must say for its run to be taken. The evidence of any other version stays as it is.
+        """
         from mlflow.exceptions import MlflowException
 
         def find() -> str:
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            identity = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
+            found = [run.info.run_id for run in self.client.search_runs([identity], f"attributes.run_name = '{name}'")]
             if known:
                 try:
-                    return str(self.client.get_run(known).info.run_id)
+                    found.insert(0, self.client.get_run(known).info.run_id)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
-            experiment = self.client.get_experiment_by_name(EXPERIMENT)
-            identity = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
-            found = self.client.search_runs([identity], f"attributes.run_name = '{name}'", max_results=1)
-            if found:
-                return str(found[0].info.run_id)
+            for each in found:
+                versions = self.client.search_model_versions(f"run_id = '{each}'")
+                if all(same.items() <= version.tags.items() for version in versions):
+                    return str(each)
             made = self.client.create_run(identity, run_name=name, tags=dict(tags)).info.run_id
             self.client.set_terminated(made)
             return str(made)

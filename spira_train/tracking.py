@@ -60,7 +60,10 @@ class Tracker:
         if note.exists():
             self.run_id = json.loads(note.read_text())["run_id"]
             try:
-                client.update_run(self.run_id, status="RUNNING")
+                if client.search_model_versions(f"run_id = '{self.run_id}'"):
+                    self.run_id = ""  # a version came of it, whose curves stay as they are
+                else:
+                    client.update_run(self.run_id, status="RUNNING")
             except MlflowException:
                 self.run_id = ""  # a new tracking server does not know it
         if not self.run_id:

@@ -58,12 +58,17 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
         "gate": plan.digest(),
         "page": digest_file(report.TEMPLATE),
     }
-    rival = rival_of(run, registry, inputs["model"])
-    if rival:
-        inputs["champion"] = rival.archive
     choices = {"seed": config.seed, "threads": config.threads, "validation": config.validation.model_dump(mode="json")}
     choices |= {"drift": config.drift.model_dump(mode="json"), "partition": config.partition}
-    identity = fingerprint("validate", module="validate", config=choices, inputs=inputs, libraries=LIBRARIES)
+
+    def identify(rival: Champion | None) -> str:
+        given = inputs | ({"champion": rival.archive} if rival else {})
+        return fingerprint("validate", module="validate", config=choices, inputs=given, libraries=LIBRARIES)
+
+    rival = rival_of(run, registry, inputs["model"], identify)
+    identity = identify(rival)
+    if rival:
+        inputs["champion"] = rival.archive
 
     def work(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
@@ -195,26 +200,32 @@ def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any
     summary = report["summary"]
     known = run / "mlflow.json"
     earlier = json.loads(known.read_text())["run_id"] if known.is_file() else None
-    run_id = registry.run(earlier, run.name, {"partition": config.partition, "run": run.name})
+    told, same = {"partition": config.partition, "run": run.name}, {"validate": report["fingerprint"]}
+    run_id = registry.run(earlier, run.name, told, same)
     tags = {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
-    tags |= {"validate": report["fingerprint"], "drift": "; ".join(summary["drift"])}
+    tags |= same | {"drift": "; ".join(summary["drift"])}
     files = {f"validate/{name}": run / "validate" / name for name in ("report.html", "metrics.json", "verdict.json")}
     return f"{registry.note(run_id, tags, files)}/validate/report.html"
 
 
-def rival_of(run: Path, registry: Registry | None, weights: str) -> Champion | None:
+def rival_of(
+    run: Path, registry: Registry | None, weights: str, identify: Callable[[Champion | None], str]
+) -> Champion | None:
     """The champion that the model with these `weights` has to stand up to.
 
-    Where the model was itself promoted before, now or long ago, it is the champion that it was held against then, so
-    that running a finished run again changes nothing.
+    Where this very validation (`identify`: rival -> fingerprint) promoted the model, now or long ago, that is the
+    champion that it was held against then, so that running a finished run again changes nothing.
     """
     if registry is None:
         return None
     versions = registry.versions()
     finished = read_report(*local_lake(run / "validate"))
-    if finished and any(v.tags.get("weights") == weights and "promoted" in v.tags for v in versions.values()):
-        archive = finished["inputs"].get("champion")
-        return next((champion.of(v) for v in versions.values() if v.tags.get("archive") == archive), None)
+    if finished:
+        archive, told = finished["inputs"].get("champion"), {"weights": weights, "validate": finished["fingerprint"]}
+        then = next((champion.of(v) for v in versions.values() if v.tags.get("archive") == archive), None)
+        promoted = (v.tags for v in versions.values() if "promoted" in v.tags)
+        if identify(then) == finished["fingerprint"] and any(told.items() <= tags.items() for tags in promoted):
+            return then
     return champion.find(registry)
 
 

@@ -69,6 +69,8 @@ def place(torchserve: Running, mlflow: str, request: pytest.FixtureRequest) -> I
     client = Registry(mlflow).client
     for model in client.search_registered_models():
         client.delete_registered_model(model.name)
+    for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
+        client.delete_run(run.info.run_id)
     for version in sorted(ts.status(server)["versions"], key=lambda v: v == ts.status(server)["default"]):
         ts.unregister(server, version)
 

@@ -14,6 +14,8 @@ from spira_train.metrics import Sample
 from spira_train.outcome import TryAgain
 from spira_train.registry import Registry, promote
 from spira_train.store import digest_file
+from spira_train.tracking import Tracker
+from spira_train.validate import note, rival_of
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 SOUNDS = [np.random.default_rng(n).standard_normal(16_000 * (2 + n)).astype(np.float32) * 0.1 for n in range(3)]
@@ -30,8 +32,9 @@ def registry(mlflow: str):
 
 def registered(registry: Registry, archive: Path, facts: dict) -> champion.Champion:
     """The archive as the registry's champion."""
-    run_id = registry.run(None, f"run-{archive.stem}", {})
+    run_id = registry.run(None, f"run-{archive.stem}", {}, {})
     tags = {"archive": digest_file(archive), "version": facts["version"], "weights": facts["weights"]}
+    tags["validate"] = facts["validate"]
     promote(registry, registry.create(archive=archive, run_id=run_id, tags=tags))
     found = champion.find(registry)
     assert found
@@ -40,6 +43,38 @@ def registered(registry: Registry, archive: Path, facts: dict) -> champion.Champ
 
 def test_no_champion_yet(registry):
     assert champion.find(registry) is None
+
+
+def test_a_promoted_model_is_held_against_itself_once_the_validation_has_changed(registry, tmp_path):
+    """Else its verdict would stay against a champion of long ago, and `register` would refuse it for ever."""
+    (first, *_, old), (run, _, facts) = packaged(tmp_path, 3), packaged(tmp_path, 4)
+    earlier = registered(registry, archive_of(first), old)
+    assert rival_of(run, registry, facts["weights"], lambda rival: "validate-4") == earlier  # not promoted yet
+    itself = registered(registry, archive_of(run), facts)
+    assert rival_of(run, registry, facts["weights"], lambda rival: "validate-4") is None  # as it was then
+    assert rival_of(run, registry, facts["weights"], lambda rival: "newer code") == itself
+
+
+def test_the_evidence_of_a_version_is_never_written_over(mlflow, registry, tmp_path):
+    """A run that is trained or validated again, with newer code, gets another run of MLflow."""
+    run, config, facts = packaged(tmp_path, 3)
+    for name in ("report.html", "metrics.json", "verdict.json"):
+        (run / "validate" / name).write_text("first")
+    report = {"fingerprint": facts["validate"], "summary": {"verdict": "blessed", "reasons": [], "drift": []}}
+    first = Tracker(mlflow, run, config).run_id
+    assert Tracker(mlflow, run, config).run_id == first, "a training that was cut off goes on in the same run"
+    assert first in note(registry, run, config, report)
+    told = {"validate": facts["validate"], "archive": facts["archive"]}
+    registry.create(archive=archive_of(run), run_id=first, tags=told)
+
+    assert first in note(registry, run, config, report)
+    (run / "validate" / "report.html").write_text("second")
+    later = note(registry, run, config, report | {"fingerprint": "newer"})
+    assert first not in later
+    assert note(registry, run, config, report | {"fingerprint": "newer"}) == later
+    kept = registry.client.download_artifacts(first, "validate/report.html", str(tmp_path))
+    assert Path(kept).read_text() == "first"
+    assert Tracker(mlflow, run, config).run_id not in ("", first)
 
 
 def test_it_answers_as_its_weights_do(registry, tmp_path):

@@ -1,5 +1,6 @@
 """From a blessed archive to the champion, against a real MLflow and a real TorchServe."""
 
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -11,7 +12,7 @@ from registering import Place, champion_of, check, die, go, loaded, spoil
 from runs import archive_of, found_by_validate, free_ports, held_against, pack, packaged, wav
 
 from serve import torchserve as ts
-from spira_train import registry, signing
+from spira_train import package, registry, signing
 from spira_train.config import Config
 from spira_train.outcome import BadInput, Refused, TryAgain
 from spira_train.registry import Registry
@@ -85,6 +86,31 @@ def test_a_blessing_from_before_the_champion_is_refused(place, tmp_path: Path) -
     go(second, place, validated=False)
     go(first, place, validated=False)
     assert champion_of(place)[0] == second[2]["version"]
+
+
+def repacked(made, patch: pytest.MonkeyPatch, handler: Path):
+    """The same run, packaged again after a change of the code in its archive."""
+    handler.write_text(package.HANDLER.read_text() + "# newer\n")
+    patch.setattr(package, "HANDLER", handler)
+    pack(made[0], made[1])
+    return *made[:2], json.loads((made[0] / "package" / "package.json").read_text())
+
+
+def test_a_promoted_model_with_newer_code_needs_no_newer_verdict(place, tmp_path: Path, monkeypatch) -> None:
+    first, second = packaged(tmp_path, 1), packaged(tmp_path, 2)
+    go(first, place)
+    go(second, place)
+    newer = repacked(second, monkeypatch, tmp_path / "handler.py")
+    assert newer[2]["version"] != second[2]["version"]
+    go(newer, place, validated=False)
+    assert champion_of(place) == (newer[2]["version"], newer[2]["version"], second[2]["version"])
+    known = Registry(place[2])
+    assert len({known.version(facts["archive"]).run_id for _, _, facts in (first, second, newer)}) == 3, "own evidence"
+    # what was replaced stays replaced, newer code or not
+    older = repacked(first, monkeypatch, tmp_path / "handler.py")
+    summary = go(older, place, validated=False)["summary"]
+    assert summary["message"] == f"{newer[2]['version']} is the champion now"
+    assert champion_of(place)[0] == newer[2]["version"]
 
 
 def test_two_registers_at_once_come_one_after_the_other(place, made) -> None:

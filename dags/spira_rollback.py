@@ -20,14 +20,15 @@ with DAG(
     max_active_runs=1,
     is_paused_upon_creation=False,
     params={
+        # null, not "": the form cannot be sent with an empty field of type string
         "version": Param(
-            "",
+            None,
             "An earlier champion, such as 2026-11-05-1a2b3c4d. Empty: the previous one",
-            type="string",
-            pattern=r"^(\d{4}-\d{2}-\d{2}-[0-9a-f]{8})?$",
+            type=["null", "string"],
+            pattern=r"^\d{4}-\d{2}-\d{2}-[0-9a-f]{8}$",
         )
     },
     default_args=DEFAULTS,
     tags=["spira", "serving"],
 ) as dag:
-    step("rollback", "rollback", "--to={{ params.version }}", execution_timeout=timedelta(minutes=5))
+    step("rollback", "rollback", "--to={{ params.version or '' }}", execution_timeout=timedelta(minutes=5))

@@ -182,7 +182,7 @@ def addresses(chosen: Mapping[str, str]) -> list[str]:
         f"MLflow      {address('mlflow', chosen)}",
         f"TorchServe  {address('torchserve', chosen)}  its tokens: {keys}",
         f"Gateway     {address('gateway', chosen)}/docs  key of the client demo in {demo_key()}",
-        f"Prometheus  {address('prometheus', chosen)}/alerts",
+        f"Prometheus  {address('prometheus', chosen)}/classic/alerts",
     ]
 
 

@@ -48,7 +48,7 @@ def run(
     lines = [line for line in _answers(audit, since) if line.get("version") == version]
     facts["answers"] = len(lines)
     if not lines:
-        raise NothingToDo(f"{audit}: {version} gave no answer in the last {days} days")
+        raise NothingToDo(f"{audit}: no answer of {version} in the last {days} days says what was heard")
     reference = _statistics(models / f"{MODEL}-{version}.mar", champion["archive"])
     known = {name: reference["data"]["numeric"][name] for name in novelty.FACTS}
     heard = {"count": reference["data"]["count"], "categorical": {}, "numeric": known, "features": None}

@@ -35,6 +35,18 @@ def test_no_module_hides_behind_an_installed_package():
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize(("asked", "word"), [(None, "--to="), ("2026-11-05-1a2b3c4d", "--to=2026-11-05-1a2b3c4d")])
+def test_a_rollback_can_be_sent_with_an_empty_form(load, asked, word):
+    load()
+    from spira_rollback import dag
+
+    field = dag.params.get_param("version")
+    assert field.value is None, "the page's form does not send an empty text"
+    task = dag.get_task("rollback")
+    task.render_template_fields({"params": {"version": field.resolve(asked)}})
+    assert task.words == ["rollback", word]
+
+
 def test_edges(load):
     dag = load()
     edges = {(task.task_id, down) for task in dag.tasks for down in task.downstream_task_ids}

@@ -65,17 +65,19 @@ def run(
 
 
 def _answers(audit: Path, since: datetime) -> Iterator[dict[str, Any]]:
-    """The answered lines of an audit since then. One that is half written, by a gateway at work, is left out."""
-    if not audit.is_file():  # the gateway makes it with its first answer
-        return
-    try:
-        lines = audit.open(encoding="utf-8")
-    except PermissionError:
-        raise BadInput(f"{audit}: not readable; let this user read the gateway's audit") from None
-    with lines:  # one by one: it grows with the traffic
-        for line in map(_line, lines):
-            if line.get("status") == 200 and "heard" in line and datetime.fromisoformat(line["time"]) >= since:
-                yield line
+    """The answered lines of an audit since then. One that is half written, by a gateway at work, is left out.
+
+    Also of what was moved away beside it, under the same name with more after it; nothing where there is no audit yet.
+    """
+    for file in sorted(audit.parent.glob(f"{audit.stem}*{audit.suffix}")):
+        try:
+            lines = file.open(encoding="utf-8")
+        except PermissionError:
+            raise BadInput(f"{file}: not readable; let this user read the gateway's audit") from None
+        with lines:  # one by one: it grows with the traffic
+            for line in map(_line, lines):
+                if line.get("status") == 200 and "heard" in line and datetime.fromisoformat(line["time"]) >= since:
+                    yield line
 
 
 def _line(text: str) -> dict[str, Any]:

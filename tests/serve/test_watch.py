@@ -93,6 +93,8 @@ def test_what_others_answered_and_what_is_long_ago_does_not_count(there: Place, 
     with pytest.raises(NothingToDo, match=r"no answer of .* in the last 7 days says what was heard"):
         look(there, file)
     assert look(there, audit(file, champion[2]["version"], recordings(60, 2)))["answers"] == 60
+    file.rename(tmp_path / "audit-2026-11.jsonl")  # as an operator rotates it
+    assert look(there, audit(file, champion[2]["version"], recordings(5, 3)))["answers"] == 65
 
 
 def test_an_archive_that_was_changed_is_not_believed(there: Place, champion: Made, tmp_path: Path) -> None:

@@ -238,7 +238,8 @@ def _quantise(signal: NDArray[np.floating]) -> NDArray[np.int16]:
 
 
 def _level(centred: NDArray[np.float64]) -> float:
-    rms = math.sqrt(np.dot(centred, centred) / len(centred)) / 32768
+    power = np.einsum("t,t->", centred, centred) / len(centred)  # not BLAS: its threads would wake on every core
+    rms = math.sqrt(power) / 32768
     return max(FLOOR_DBFS, 20 * math.log10(rms)) if rms else FLOOR_DBFS
 
 

@@ -7,6 +7,7 @@ ORCHESTRATION := .venv/orchestration
 BIN := $(MODEL)/bin
 PIP := -m pip install -qq --disable-pip-version-check --no-input
 LOCKED := --no-deps --require-hashes -r
+OTHERS := var/bench/others
 ENVIRONMENTS := $(MODEL)/.made $(ORCHESTRATION)/.made
 QUICK := not slow and not torchserve and not airflow and not docker
 PROOFS := tests/e2e/test_audit.py tests/e2e/test_real_recordings.py tests/data/test_coughs.py
@@ -114,10 +115,14 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 bench: environments  ## Measure every step and print one table
 	$(BIN)/python -m bench
 
-bench-serve: environments  ## Measure serving, beside a first handler and LitServe (needs wrk)
-	@test -d var/bench/litserve || { rm -rf var/bench/partial && \
-	$(BIN)/python $(PIP) --target var/bench/partial $(LOCKED) requirements/bench.lock && mv var/bench/partial var/bench/litserve; }
+bench-serve: environments $(OTHERS)/.made  ## Measure serving, beside a first handler, LitServe and other ways (needs wrk)
 	$(BIN)/python -m bench.serve
+	PYTHONPATH=$(OTHERS) $(BIN)/python -m bench.serve.ways
+
+$(OTHERS)/.made: requirements/bench.lock $(MODEL)/.made
+	@rm -rf $(OTHERS)
+	@$(BIN)/python $(PIP) --target $(OTHERS) $(LOCKED) requirements/bench.lock
+	@touch $@
 
 clean: down  ## Stop the stack and delete what it kept under var/, recordings and models included
 	@test ! -e var/compose.env || $(PYTHON) -m local.compose down

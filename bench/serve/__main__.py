@@ -1,4 +1,5 @@
-"""Latency and throughput of serving, on two cores, beside the same work in process, a first handler, and LitServe.
+"""Latency and throughput of serving, on two cores, beside the same work in process, a first handler, and LitServe; and
+beside a handler that does nothing, which is what TorchServe itself takes.
 
     python -m bench.serve [--seconds 10] [--clients 1 8 64] [--json FILE]
 
@@ -29,11 +30,12 @@ import torch
 from bench import machine
 from bench.serve.model import LIMITS, recording, serving
 from local.ports import any_free
+from serve.torchserve import BATCH, BATCH_DELAY_MS
 from spira_train import audio, inference
 from spira_train.store import write_atomic
 
 HERE = Path(__file__).resolve().parent
-LITSERVE = HERE.parents[1] / "var/bench/litserve"
+OTHERS = HERE.parents[1] / "var/bench/others"
 Row = dict[str, Any]
 
 
@@ -65,27 +67,30 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Iterator[Row]:
     with serving(folder, chosen.preset) as it:
         keys = it.server.keys
         assert keys is not None  # noqa: S101 - for the type checker
-        naive = naive_archive(next((it.run / "package").glob("*.mar")), it.models / "naive-1.mar")
-        answer = requests.post(
-            f"{it.server.management}/models",
-            params={"url": naive.name, "initial_workers": "1", "synchronous": "true"},
-            headers={"Authorization": f"Bearer {json.loads(keys.read_text())['management']['key']}"},
-            timeout=120,
-        )
-        answer.raise_for_status()
+        for name, batch in (("naive", "1"), ("empty", str(BATCH))):
+            archive = other_archive(next((it.run / "package").glob("*.mar")), it.models, name)
+            answer = requests.post(
+                f"{it.server.management}/models",
+                params={"url": archive.name, "initial_workers": "1", "synchronous": "true", "batch_size": batch}
+                | ({"max_batch_delay": str(BATCH_DELAY_MS)} if name == "empty" else {}),
+                headers={"Authorization": f"Bearer {json.loads(keys.read_text())['management']['key']}"},
+                timeout=120,
+            )
+            answer.raise_for_status()
         for seconds in chosen.audio:
             sound = recording(it.run, seconds)
             token = json.loads(keys.read_text())["inference"]["key"]
             sides = {
                 "handler": (f"{it.server.inference}/predictions/spira", "application/octet-stream", token, sound),
                 "naive": (f"{it.server.inference}/predictions/naive", "application/octet-stream", token, sound),
+                "empty": (f"{it.server.inference}/predictions/empty", "application/octet-stream", token, sound),
                 "gateway": (f"{it.gateway}/v1/predict", "audio/wav", it.key, sound),
             }
             yield in_process(it.run, sound, seconds)
             for clients in chosen.clients:
                 for side, call in sides.items():
                     yield {"audio": seconds, "side": side} | load(folder, *call, clients, chosen.seconds)
-            if LITSERVE.is_dir():
+            if (OTHERS / "litserve").is_dir():
                 with litserve(it.run) as url:
                     text = json.dumps({"audio": base64.b64encode(sound).decode()}).encode()
                     for clients in chosen.clients:
@@ -93,19 +98,19 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Iterator[Row]:
                         yield {"audio": seconds, "side": "litserve"} | found
 
 
-def naive_archive(ours: Path, naive: Path) -> Path:
-    """The archive with the handler of `naive_handler.py` instead of ours."""
-    with ZipFile(ours) as source, ZipFile(naive, "w") as out:
-        for name in source.namelist():
-            content = source.read(name)
-            if name == "handler.py":
-                content = (HERE / "naive_handler.py").read_bytes()
-            if name == "MAR-INF/MANIFEST.json":
+def other_archive(ours: Path, models: Path, name: str) -> Path:
+    """The archive with the handler of `<name>_handler.py` instead of ours, in the model store."""
+    with ZipFile(ours) as source, ZipFile(other := models / f"{name}-1.mar", "w") as out:
+        for member in source.namelist():
+            content = source.read(member)
+            if member == "handler.py":
+                content = (HERE / f"{name}_handler.py").read_bytes()
+            if member == "MAR-INF/MANIFEST.json":
                 manifest = json.loads(content)
-                manifest["model"] |= {"modelName": "naive", "modelVersion": "1"}
+                manifest["model"] |= {"modelName": name, "modelVersion": "1"}
                 content = json.dumps(manifest).encode()
-            out.writestr(name, content)
-    return naive
+            out.writestr(member, content)
+    return other
 
 
 def in_process(run: Path, sound: bytes, seconds: float, count: int = 300) -> Row:
@@ -139,7 +144,7 @@ def load(folder: Path, url: str, kind: str, token: str, body: bytes, clients: in
 def litserve(run: Path) -> Iterator[str]:
     """LitServe with the model of `run`; its address."""
     port = any_free({})
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{LITSERVE}"}
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{OTHERS}"}
     command = [sys.executable, str(HERE / "litserve_server.py"), str(run / "train"), str(port)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

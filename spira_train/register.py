@@ -91,7 +91,7 @@ def _serve(
     aliases, known = registry.aliases(), registry.versions()
     champion = known[aliases[CHAMPION]].tags["version"] if CHAMPION in aliases else None
     same = {number, *_packed_before(known, package)}  # one model, though its archive may carry newer code
-    ours = {version} | {known[each].tags["version"] for each in same}
+    ours = {known[each].tags["version"] for each in same}
     if champion and champion not in ours and any(known[each].tags.get("promoted") == "true" for each in same):
         say(f"register: the model of {version} was the champion before {champion}; a newer one is not pushed aside")
         return _report(run, package, number, champion, {"message": f"{champion} is the champion now"})

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from bench import machine
+from bench.attack import workers
 from bench.serve.__main__ import load
 from bench.serve.model import Serving, recording, serving
 
@@ -54,8 +55,7 @@ def measure(folder: Path, it: Serving, requests: int) -> tuple[list[tuple[int, .
 
 def processes(it: Serving) -> list[psutil.Process]:
     """The worker, the process of TorchServe that started it, and the gateway."""
-    workers = [p for p in psutil.process_iter(["cmdline"]) if "model_service_worker.py" in " ".join(p.info["cmdline"])]
-    (worker,) = (p for p in workers if str(it.models.parent) in " ".join(p.environ().values()))
+    (worker,) = map(psutil.Process, workers(it.models.parent))
     frontend = worker.parent()
     port = int(it.gateway.rpartition(":")[2])
     found = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}

@@ -26,7 +26,7 @@ from bench import machine
 from bench.serve.model import LIMITS, recording, trained
 from spira_train import audio, inference
 from spira_train import config as configuration
-from spira_train.features import FeatureExtractor
+from spira_train.features import FeatureExtractor, cut
 from spira_train.store import write_atomic
 
 Row = dict[str, Any]
@@ -64,11 +64,11 @@ def measure(run: Path, folder: Path, count: int) -> Iterator[Row]:
     """One row for each way; the first of each part is ours."""
     sounds = [recording(run, seconds) for seconds in AUDIO]
     predictor = inference.load(run / "train")
-    waves = [torch.from_numpy(audio.as_float(audio.decode(sound, **LIMITS))) for sound in sounds]  # (T,) each
 
     def decode(sound: bytes) -> Tensor:
         return torch.from_numpy(audio.as_float(audio.decode(sound, **LIMITS)))
 
+    waves = [decode(sound) for sound in sounds]  # (T,) each
     yield from rows("decoding", {"WAV, checked": decode, "PCM, unchecked": _pcm}, sounds, count)
 
     extractor, size, step = predictor.extractor, predictor.size, predictor.step
@@ -77,9 +77,7 @@ def measure(run: Path, folder: Path, count: int) -> Iterator[Row]:
         return extractor.windows(wave, size, step)  # (W, 1, frames, n_mfcc)
 
     def each_window(wave: Tensor) -> Tensor:
-        padded = nn.functional.pad(wave, (0, max(0, size - len(wave))))
-        starts = [*range(0, len(padded) - size, step), len(padded) - size]
-        return extractor(torch.stack([padded[start : start + size] for start in starts])[:, None])
+        return extractor(cut(wave, size, step)[:, None])
 
     settings = configuration.load(run).features.model_dump()
     ways = {"ours": ours, "every window by itself": each_window, "torchaudio": _torchaudios(settings, size, step)}
@@ -146,9 +144,7 @@ def _torchaudios(settings: dict[str, Any], size: int, step: int) -> Way:
     transform = MFCC(settings["sample_rate"], settings["n_mfcc"], log_mels=False, melkwargs=mel)
 
     def features(wave: Tensor) -> Tensor:
-        padded = nn.functional.pad(wave, (0, max(0, size - len(wave))))
-        starts = [*range(0, len(padded) - size, step), len(padded) - size]
-        return torch.stack([transform(padded[s : s + size][None]).transpose(1, 2) for s in starts])
+        return torch.stack([transform(window[None]).transpose(1, 2) for window in cut(wave, size, step)])
 
     return features
 

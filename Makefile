@@ -106,10 +106,11 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 	$$compile machine.in -c model.lock -o machine.lock && \
 	$$compile mlflow.in -c model.lock -o mlflow.lock && \
 	$$compile gateway.in -c model.lock -o gateway.lock && \
+	$$compile app.in -c model.lock -c gateway.lock -o app.lock && \
 	$$compile bench.in -c model.lock -c gateway.lock -o bench.lock && \
 	$$compile orchestration.in -o orchestration.lock && \
 	$$compile engine-proxy.in -c orchestration.lock -o engine-proxy.lock && \
-	$$compile test-model.in -c model.lock -c gateway.lock -o test-model.lock && \
+	$$compile test-model.in -c model.lock -c gateway.lock -c app.lock -o test-model.lock && \
 	$$compile test.in -c orchestration.lock -o test-orchestration.lock
 
 bench: environments  ## Measure every step and print one table
@@ -133,11 +134,13 @@ distclean: clean  ## Delete the environments as well
 
 # torch has no hash: its CPU and CUDA builds differ. torchaudio's compiled parts load only with the torch build that
 # they were linked to; without them its pure-torch transforms work, and we use no others.
-$(MODEL)/.made: requirements/model.lock requirements/machine.lock requirements/gateway.lock requirements/torch.txt pyproject.toml
+$(MODEL)/.made: requirements/model.lock requirements/machine.lock requirements/gateway.lock requirements/app.lock \
+    requirements/torch.txt pyproject.toml
 	$(call venv,$(MODEL))
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/model.lock
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/machine.lock
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/gateway.lock
+	@$(BIN)/python $(PIP) $(LOCKED) requirements/app.lock
 	@$(BIN)/python $(PIP) --no-deps -r requirements/torch.txt
 	@$(BIN)/python -c "import torchaudio" 2>/dev/null || rm -f $(MODEL)/lib/python3.11/site-packages/torchaudio/lib/*.so
 	@$(BIN)/python -c "import torchaudio"

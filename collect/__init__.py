@@ -1,0 +1,1 @@
+"""Data collection: recordings and what is known of them, into the lake."""

@@ -1,0 +1,1 @@
+"""The inference app: a recording in, the model's answer out, by messages."""

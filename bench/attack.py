@@ -28,6 +28,7 @@ import requests
 
 from bench import machine
 from bench.serve.model import recording, serving
+from bench.workers import workers
 from serve.gateway import clients
 from serve.torchserve import Server
 from spira_train.store import write_atomic
@@ -251,19 +252,6 @@ def judge(
         time.sleep(0.5)
     shown = {str(answer): count for answer, count in sorted(came.items(), key=lambda pair: str(pair[0]))}
     return Row(attack, target.name, sum(came.values()), shown, well and set(came) <= allowed)
-
-
-def workers(home: Path) -> set[int]:
-    """The Python processes of the TorchServe that lives in `home`."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if entry.name.isdigit() and b"model_service_worker" in line and str(home).encode() in line:
-            found.add(int(entry.name))
-    return found
 
 
 def main() -> None:

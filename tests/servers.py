@@ -10,7 +10,7 @@ from pathlib import Path
 import requests
 from runs import free_ports
 
-from bench.attack import workers
+from bench.workers import workers
 from serve.torchserve import Server
 
 

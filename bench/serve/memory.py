@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from bench import machine
-from bench.attack import workers
 from bench.serve.__main__ import load
 from bench.serve.model import Serving, recording, serving
+from bench.workers import workers
 
 CLIENTS = 8
 

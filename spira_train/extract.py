@@ -136,7 +136,7 @@ def _check(lake: Lake, partition: str) -> None:
     lake.check()
     if partition not in lake.partitions():
         if lake.exists("landing", partition):
-            raise NothingToDo(f"landing/{partition}: is still being collected; it is a partition once the day is over")
+            raise NothingToDo(f"landing/{partition}: is still being collected; the day is a partition when it has ended")
         raise NothingToDo(f"landing/{partition}: nothing was delivered for this day")
 
 

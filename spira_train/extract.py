@@ -135,8 +135,6 @@ def _check(lake: Lake, partition: str) -> None:
         raise BadInput(f"partition {partition!r}: not a collection day; write it YYYY-MM-DD")
     lake.check()
     if partition not in lake.partitions():
-        if lake.exists("landing", partition):
-            raise NothingToDo(f"landing/{partition}: is still being collected; the day is a partition when it has ended")
         raise NothingToDo(f"landing/{partition}: nothing was delivered for this day")
 
 

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,8 @@ class Lake:
         return sorted(name for name in names if not name.startswith("."))
 
     def partitions(self, kind: str = "landing") -> list[str]:
-        """Partition keys (`YYYY-MM-DD`) under `kind`, oldest first; a day that is still being collected is none yet."""
-        today = datetime.now(UTC).date().isoformat()
-        opened = {day for day in self.folders("collection") if day >= today}
-        return [name for name in self.folders(kind) if _KEY.fullmatch(name) and name not in opened]
+        """Partition keys (`YYYY-MM-DD`) under `kind`, oldest first."""
+        return [name for name in self.folders(kind) if _KEY.fullmatch(name)]
 
     def files(self, *parts: str) -> list[str]:
         """Paths of all visible files under `parts`, relative to it, sorted."""

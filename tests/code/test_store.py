@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -144,18 +143,6 @@ def test_write_atomic_replaces(tmp_path):
     write_atomic(tmp_path / "deep" / "file", b"two")
     assert (tmp_path / "deep" / "file").read_bytes() == b"two"
     assert len(list((tmp_path / "deep").iterdir())) == 1
-
-
-def test_a_day_that_is_still_collected_is_no_partition(tmp_path):
-    today = datetime.now(UTC).date()
-    before = today - timedelta(days=1)
-    for day in (before, today):
-        (tmp_path / f"landing/{day}").mkdir(parents=True)
-    lake = Lake(str(tmp_path))
-    assert lake.partitions() == [str(before), str(today)]  # delivered whole, by somebody else
-    for day in (before, today):
-        (tmp_path / f"collection/{day}").mkdir(parents=True)
-    assert lake.partitions() == [str(before)]
 
 
 def test_lake_lists_partitions_only(tmp_path):

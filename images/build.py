@@ -36,7 +36,18 @@ from command import Refusal, docker, identity, logged, need_engine, quiet, say
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, REQUIREMENTS, VAR = ROOT / "images", ROOT / "requirements", ROOT / "var"
 # Whatever gets into an image; a change elsewhere does not make the revision dirty.
-SOURCES = ("spira_train", "serve", "access", "collect", "config", "dags", "images", "requirements", "pyproject.toml", ".dockerignore")
+SOURCES = (
+    "spira_train",
+    "serve",
+    "access",
+    "collect",
+    "config",
+    "dags",
+    "images",
+    "requirements",
+    "pyproject.toml",
+    ".dockerignore",
+)
 JAVA = "openjdk-17-jre-headless"
 
 

@@ -192,7 +192,7 @@ def rights(service: dict) -> dict[str, str]:
     for mount in service.get("volumes", ()):
         long = isinstance(mount, dict)
         target, right = (
-            (mount["target"], "ro" if mount.get("read_only") else "rw") if long else (mount.split(":") + ["rw"])[1:3]
+            (mount["target"], "ro" if mount.get("read_only") else "rw") if long else [*mount.split(":"), "rw"][1:3]
         )
         found[target] = right
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDERS = ("spira_train", "serve", "dags", "local", "bench", "tests")
+FOLDERS = ("spira_train", "serve", "access", "collect", "dags", "local", "bench", "tests")
 SOURCES = {
     file: file.read_text(encoding="utf-8") for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))
 }
@@ -72,7 +72,8 @@ def test_nothing_unsafe_and_nothing_happens_at_import(file):
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             text = ast.unparse(node.value.func)
-            assert text.startswith("app.") or "__main__" in SOURCES[file], f"{text} runs at import"
+            # Alembic's way: its environment is a script that is run, not a module that is imported.
+            assert text.startswith(("app.", "context.")) or "__main__" in SOURCES[file], f"{text} runs at import"
 
 
 def test_every_setting_is_read_somewhere():

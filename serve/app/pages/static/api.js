@@ -9,7 +9,7 @@ export class Failure extends Error {
   get offline() { return this.status === 0; }
 
   // Worth another try by itself: nothing is wrong with what was sent.
-  get passing() { return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500; }
+  get passing() { return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500 || this.error === 'superseded'; }
 }
 
 let csrf = '';

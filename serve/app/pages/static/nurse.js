@@ -69,14 +69,16 @@ function saveFacts() { // what is typed lasts with the recording; the subject's 
 
 function submit() {
   if (!draft || draft.sending) return;
-  const { age } = form.elements;
-  const wrong = !age.checkValidity();
-  age.toggleAttribute('aria-invalid', false);
+  const { age, consent_training: consent, subject } = form.elements;
+  const lacks = consent.checked && !subject.value.trim();
+  const wrong = [!age.checkValidity() && age, lacks && subject].find(Boolean);
+  for (const field of [age, subject]) field.removeAttribute('aria-invalid');
+  complain(form, '');
   if (wrong) {
-    age.setAttribute('aria-invalid', 'true');
-    complain(form, `${t('facts.age')}: 0–120`);
-    age.closest('details').open = true;
-    age.focus();
+    wrong.setAttribute('aria-invalid', 'true');
+    complain(form, wrong === age ? t('facts.age_range') : t('nurse.need_subject'));
+    wrong.closest('details').open = true;
+    wrong.focus();
     return;
   }
   clearTimeout(saving);

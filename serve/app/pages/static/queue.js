@@ -52,13 +52,15 @@ export const pause = (seconds) => new Promise((resolve) => {
 export async function send(item, tell) {
   const alone = navigator.locks ? (work) => navigator.locks.request(`spira-${item.id}`, work) : (work) => work();
   return alone(async () => {
-    for (let tries = 0; ;) {
+    for (let tries = 0, again = false; ;) {
       try {
         const record = await once(item, (sent) => { tries = 0; tell({ sent, total: item.bytes.length }); });
         await forget(item.id);
         return record;
       } catch (failure) {
-        if (!(failure instanceof Failure) || !failure.passing) throw failure;
+        const spoilt = failure.error === 'digest' && !again; // on its way: the server threw it away, so from the start, once
+        if (!(failure instanceof Failure) || !(failure.passing || spoilt)) throw failure;
+        again ||= spoilt;
         tell({ failure });
         await pause(PAUSES[Math.min(tries, PAUSES.length - 1)]);
         tries += 1;

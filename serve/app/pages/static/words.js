@@ -29,11 +29,10 @@ export function when(text) {
 
 // The API's error words; several of them say one thing to a person.
 const SAME = {
-  recording: 'undecodable', no_recording: 'undecodable', too_small: 'too_short', content_length: 'too_large', large: 'too_large', too_big: 'too_large',
-  rate: 'many', too_many: 'many', too_many_requests: 'many', full: 'busy', draining: 'busy', audit: 'busy', queue: 'busy', unavailable: 'busy', token: 'model_server',
-  csrf: 'unauthorised', session: 'unauthorised', unauthorized: 'unauthorised', login: 'unauthorised', role: 'forbidden', origin: 'forbidden',
-  exists: 'conflict', other_content: 'conflict', other_digest: 'conflict', another_subject: 'conflict', digest_mismatch: 'digest', wrong_digest: 'digest',
-  personal_data: 'personal', facts: 'parameter', validation: 'parameter', invalid: 'parameter', gone: 'not_found', unknown_id: 'not_found', subject_withdrawn: 'withdrawn',
+  recording: 'undecodable', no_recording: 'undecodable', too_slow: 'network', cut_off: 'network', superseded: 'network',
+  uploads: 'many', tries: 'many', rate: 'many', draining: 'busy', audit: 'busy', lake: 'busy', token: 'model_server',
+  csrf: 'unauthorised', session: 'unauthorised', credentials: 'unauthorised', key: 'unauthorised', role: 'forbidden', origin: 'forbidden',
+  taken: 'conflict', personal_data: 'personal', field: 'parameter', form: 'parameter', day: 'parameter', unknown: 'not_found', audio_gone: 'not_found',
 };
 const STATUS = { 0: 'network', 401: 'unauthorised', 403: 'forbidden', 404: 'not_found', 409: 'conflict', 413: 'too_large', 415: 'unsupported', 422: 'parameter', 429: 'many', 500: 'fault', 502: 'model', 503: 'busy' };
 

@@ -14,12 +14,13 @@ from starlette.requests import ClientDisconnect
 from access.database import now
 from access.web import Person
 from collect import facts as rules
+from collect import ledger
 from collect.pseudonym import pseudonym
 from serve.app import metrics, recordings
 from serve.app.records import PROCESSING, UPLOADING, Inference, unfinished
-from serve.app.retention import withdrawn
 from serve.app.state import App
 from serve.gateway.problem import Problem
+from spira_train.store import Lake
 
 ID = r"^[0-9a-f]{32}$"
 CLOSE = {"Connection": "close"}  # what is left of the body would be taken for the next request
@@ -139,7 +140,7 @@ def fresh(app: App, person: Person, new: New) -> Inference:
     except rules.Wrong as wrong:
         raise Problem(422, wrong.reason, f"facts.{wrong}") from None
     whose = pseudonym(app.key, subject) if subject else None
-    if whose and withdrawn(app.settings, whose):
+    if whose and whose in ledger.withdrawn(Lake(app.settings.lake)):
         raise Problem(409, "withdrawn", "this subject has withdrawn; nothing of theirs is taken")
     at = now()
     return Inference(

@@ -9,7 +9,9 @@ received = Counter(_PREFIX + "received", "Recordings that came in whole")
 published = Counter(_PREFIX + "published", "Requests published, those sent again included")
 redriven = Counter(_PREFIX + "redriven", "Requests published again after a long wait")
 answered = Counter(_PREFIX + "answered", "Inferences that ended", ["state", "error"])
-repeated = Counter(_PREFIX + "results_repeated", "Results that changed nothing: delivered twice, or withdrawn meanwhile")
+repeated = Counter(
+    _PREFIX + "results_repeated", "Results that changed nothing: delivered twice, or withdrawn meanwhile"
+)
 seconds = Histogram(_PREFIX + "seconds", "From an inference's beginning to its end", buckets=_SECONDS)
 states = Gauge(_PREFIX + "inferences", "Inferences by state", ["state"])
 oldest = Gauge(_PREFIX + "oldest_seconds", "Age of the oldest inference that waits for its answer")

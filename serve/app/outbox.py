@@ -41,7 +41,7 @@ async def _requests(app: App, link: JetStreamContext) -> int:
 async def _labels(app: App, link: JetStreamContext) -> int:
     pairs = await run_in_threadpool(_entered, app)
     if pairs:
-        messages = [(streams.ENTERED, f"{row.id}.{one.number}", label(app, row, one)) for one, row in pairs]
+        messages = [(streams.ENTERED, f"{row.id}.{one.number}", label(row, one)) for one, row in pairs]
         await _publish(link, messages)
         await run_in_threadpool(_note, app, Label, Label.number, [one.number for one, _ in pairs])
     return len(pairs)
@@ -75,8 +75,8 @@ def request(row: Inference) -> bytes:
     return json.dumps({"id": row.id, "round": row.round, "audio": row.audio}).encode()
 
 
-def label(app: App, row: Inference, entered: Label) -> bytes:
-    """The body of `labels.entered`. facts.subject is a pseudonym already, made with the key that `collect` has."""
+def label(row: Inference, entered: Label) -> bytes:
+    """The body of `labels.entered`: audio is a path below SPIRA_APP_AUDIO, facts.subject a pseudonym already."""
     body = {
         "inference_id": row.id,
         "number": entered.number,
@@ -84,10 +84,9 @@ def label(app: App, row: Inference, entered: Label) -> bytes:
         "why": entered.why,
         "who": entered.who,
         "at": entered.at.isoformat(),
-        "audio": f"{app.settings.audio.rstrip('/')}/{row.audio}",
+        "audio": row.audio,
         "sha256": row.sha256,
         "day": row.day,
-        "pseudonym": row.subject,
-        "facts": row.facts | {"consent": True, "subject": row.subject},
+        "facts": row.facts | {"subject": row.subject},
     }
     return json.dumps(body).encode()

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from access.database import Base, Moment, now
 from serve.gateway.problem import Problem
 
-UPLOADING, PROCESSING, COMPLETED, ERROR = "uploading", "processing", "completed", "error"
+STATES = UPLOADING, PROCESSING, COMPLETED, ERROR = "uploading", "processing", "completed", "error"
 
 
 class Inference(Base):
@@ -114,7 +114,7 @@ class Shown(BaseModel):
     detail: str | None = None
     label: Literal["patient", "control"] | None = Field(None, description="the later diagnosis, where one was entered")
     labelled_at: datetime | None = None
-    consent_training: bool = False
+    facts: dict[str, Any] = Field({}, description="what was said of the recording; never the subject")
 
 
 def shown(row: Inference) -> Shown:
@@ -129,7 +129,7 @@ def shown(row: Inference) -> Shown:
         detail=row.detail,
         label=row.label,  # type: ignore[arg-type]
         labelled_at=row.labelled_at,
-        consent_training=bool(row.facts.get("consent_training")),
+        facts=row.facts,
     )
 
 
@@ -205,9 +205,7 @@ def enter_label(session: Session, row: Inference, label: str, why: str, who: str
     at = now()
     row.label, row.labelled_at, row.labelled_by = label, at, who
     tell = row.facts.get("consent_training") and row.audio_deleted_at is None
-    session.add(
-        Label(inference_id=row.id, label=label, why=why, who=who, at=at, published_at=None if tell else at)
-    )
+    session.add(Label(inference_id=row.id, label=label, why=why, who=who, at=at, published_at=None if tell else at))
 
 
 def retry(session: Session, id: str, who: str) -> Inference:

@@ -1,4 +1,7 @@
-"""What the app and its worker are told by their environment: `SPIRA_APP_*`, and what other parts share with them."""
+"""What the app and its worker are told by their environment: `SPIRA_APP_*`, and what other parts share with them.
+
+Where the database and the trail are: access/settings.py.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +16,8 @@ SHARED = {
     "nats_token": "SPIRA_NATS_TOKEN_FILE",
     "gateway": "SPIRA_GATEWAY",
     "gateway_key": "SPIRA_GATEWAY_KEY",
-    "database": "SPIRA_DATABASE",
     "lake": "SPIRA_LAKE",
     "collect": "SPIRA_COLLECT",
-    "trail": "SPIRA_TRAIL",
     "pseudonym_key": "SPIRA_PSEUDONYM_KEY",
 }
 DAY = 86_400.0
@@ -35,13 +36,11 @@ class Settings(BaseModel):
     nats: str = "nats://127.0.0.1:4222"
     nats_token: Path | None = None
     gateway: str = "http://127.0.0.1:8090"
-    gateway_key: Path = Path("var/gateway/key")  # a file with the key of the gateway's client for the app
-    database: str = "sqlite:///var/app/app.db"
+    gateway_key: Path = Path("var/secrets/gateway_app_key")  # a file with the key of the gateway's client `app`
     lake: str = "var/lake"  # where collection/withdrawn says whose recordings must go
     collect: str = "http://127.0.0.1:8092"
-    trail: Path = Path("var/trail")
-    pseudonym_key: Path = Path("var/pseudonym.key")
-    audio: str = "var/lake/inferences"  # a folder or an fsspec URI
+    pseudonym_key: Path = Path("var/secrets/pseudonym_key")
+    audio: str = "var/inferences"  # a folder or an fsspec URI
     home: Path = Path("var/app")  # uploads that are under way
     live: Path | None = None  # the live accuracy, for status, report and dashboard
     retention_days: float = Field(30, gt=0)

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -34,10 +36,8 @@ class App:
 
     async def work(self, seconds: float) -> None:
         """Wait until there is something to publish, `seconds` at most: a kill may have swallowed the call."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._work.wait(), seconds)
-        except TimeoutError:
-            pass
         self._work.clear()
 
     def tell(self, id: str) -> None:
@@ -45,14 +45,18 @@ class App:
         for watcher in self._watchers.get(id, ()):
             watcher.set()
 
-    async def changed(self, id: str, seconds: float) -> None:
-        """Wait until the inference has changed, `seconds` at most."""
+    @contextmanager
+    def watching(self, id: str) -> Iterator[Callable[[float], Awaitable[None]]]:
+        """Gives a way to wait until the inference has changed since here, some seconds at most."""
         watcher = asyncio.Event()
         self._watchers[id].add(watcher)
+
+        async def changed(seconds: float) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(watcher.wait(), seconds)
+
         try:
-            await asyncio.wait_for(watcher.wait(), seconds)
-        except TimeoutError:
-            pass
+            yield changed
         finally:
             self._watchers[id].discard(watcher)
             if not self._watchers[id]:

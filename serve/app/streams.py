@@ -117,3 +117,10 @@ def _secret(settings: Settings) -> str | None:
         return settings.nats_token.read_text().strip()
     except OSError as error:
         raise Mistake(f"{settings.nats_token}: cannot be read ({error.strerror}); it holds NATS's token") from None
+
+
+def named(error: BaseException) -> str:
+    """The kinds of an error, or of a group of them."""
+    if isinstance(error, BaseExceptionGroup):
+        return ", ".join(sorted({named(one) for one in error.exceptions}))
+    return type(error).__name__

@@ -17,7 +17,7 @@ from serve.gateway.problem import Failure, Problem
 Id = Annotated[str, Path(pattern=ID)]
 Clinician = Annotated[Person, Depends(who(Role.clinician))]
 _BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Failure, "description": "nobody is logged in"},
     403: {"model": Failure, "description": "without the role, or a forged request"},
     404: {"model": Failure, "description": "no such inference of yours"},
@@ -31,11 +31,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def router() -> APIRouter:
     """The routes of uploads."""
-    made = APIRouter(prefix="/v1/inferences", tags=["inferences"], responses=_REFUSALS)
+    made = APIRouter(prefix="/v1/inferences", tags=["inferences"], responses=REFUSALS)
     again: dict[int | str, dict[str, Any]] = {200: {"model": Shown, "description": "known already; see `offset`"}}
     done: dict[int | str, dict[str, Any]] = {202: {"model": Shown, "description": "complete; the model will be asked"}}
     made.add_api_route(
-        "", begin, methods=["POST"], status_code=201, response_model=Shown, responses=again, summary="Announce an upload"
+        "",
+        begin,
+        methods=["POST"],
+        status_code=201,
+        response_model=Shown,
+        responses=again,
+        summary="Announce an upload",
     )
     made.add_api_route(
         "/{id}/audio",
@@ -136,4 +142,3 @@ def _answer(status: int, body: Shown) -> Response:
 def _elsewhere(request: Request, due: int) -> Response:
     body = Failure(error="offset", detail=f"go on at {due}", request_id=request.state.request_id).model_dump()
     return JSONResponse(body | {"offset": due}, 409, {"Upload-Offset": str(due)} | incoming.CLOSE)
-

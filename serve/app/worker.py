@@ -58,7 +58,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                                 workers.create_task(_take(settings, link, http, stop))
                         watch.cancel()
             except streams.LOST as error:
-                log.warning("NATS is away (%s); trying again", type(error).__name__)
+                log.warning("NATS is away (%s); trying again", streams.named(error))
                 await asyncio.sleep(PAUSE)
 
 

@@ -2,9 +2,9 @@
 
 from alembic import context
 
-import access.accounts
-import serve.app.records  # noqa: F401 - both for their tables
-from access.database import Base
+import access.accounts  # noqa: F401
+import serve.app.records  # noqa: F401
+from access.database import Base  # which knows the tables of what is imported
 
 connection = context.config.attributes["connection"]
 context.configure(connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite")

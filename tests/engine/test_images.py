@@ -238,8 +238,6 @@ def test_nats_becomes_healthy_with_its_token_and_says_where_there_is_none(engine
     assert (code, "/run/secrets/nats_token: missing or empty; hand in the secret nats_token" in output) == (1, True)
     (tmp_path / "nats_token").write_text("12e4")  # looks like a number
     (tmp_path / "nats_token").chmod(0o444)
-    for folder in (tmp_path, tmp_path.parent):
-        folder.chmod(0o755)
     healthy_and_gone(engine, images["spira_nats"], "/nats", {str(tmp_path / "nats_token"): "/run/secrets/nats_token"})
 
 
@@ -254,7 +252,7 @@ def test_the_door_refuses_a_certificate_with_another_key(engine, images, run, tm
         subprocess.run([*make, "/CN=spira", *files], check=True, capture_output=True)
     (tmp_path / "one.crt").rename(tmp_path / "tls.crt")
     (tmp_path / "two.key").rename(tmp_path / "tls.key")
-    for place in (tmp_path.parent, tmp_path, tmp_path / "tls.crt", tmp_path / "tls.key"):
+    for place in (tmp_path, tmp_path / "tls.crt", tmp_path / "tls.key"):
         place.chmod(0o755)
     code, output = run("spira_proxy", volumes={str(tmp_path): {"bind": "/tls", "mode": "ro"}})
     assert code == 1

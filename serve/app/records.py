@@ -121,13 +121,13 @@ def shown(row: Inference) -> Shown:
     """`row` without what stays inside."""
     return Shown(
         id=row.id,
-        state=row.state,  # type: ignore[arg-type]
+        state=row.state,
         created_at=row.created_at,
         completed_at=row.completed_at,
         answer=row.answer,
         error=row.error,
         detail=row.detail,
-        label=row.label,  # type: ignore[arg-type]
+        label=row.label,
         labelled_at=row.labelled_at,
         facts=row.facts,
     )

@@ -114,7 +114,7 @@ class Shown(BaseModel):
     detail: str | None = None
     label: Literal["patient", "control"] | None = Field(None, description="the later diagnosis, where one was entered")
     labelled_at: datetime | None = None
-    facts: dict[str, Any] = Field({}, description="what was said of the recording; never the subject")
+    facts: dict[str, Any] | None = Field(None, description="what was said of the recording; never the subject")
 
 
 def shown(row: Inference) -> Shown:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from types import FrameType
 
 import uvicorn
 
@@ -40,6 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+class Server(uvicorn.Server):
+    """Uvicorn that ends with exit code 0 when it was asked to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal starts the end; a second one hurries it."""
+        self.force_exit, self.should_exit = self.should_exit and sig == signal.SIGINT, True
+
+
 def serve(settings: Settings) -> None:
     """Run the app until SIGTERM or SIGINT."""
     from serve.app.service import create
@@ -55,7 +64,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=GRACE,
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
     )
-    uvicorn.Server(config).run()
+    Server(config).run()
 
 
 async def work(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""From the first byte of a recording to a request for the model: what is accepted, where it grows, when it is complete."""
+"""From a recording's first byte to a request for the model: what is accepted, where it grows, when it is complete."""
 
 import asyncio
 from datetime import timedelta

@@ -82,8 +82,9 @@ def compute(session: Session) -> dict[str, Accuracy]:
     asked = select(Inference.version, Inference.diagnosis, Inference.label, func.count())
     asked = asked.where(Inference.state == COMPLETED, Inference.label.is_not(None), Inference.version.is_not(None))
     found: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-    for version, diagnosis, label, count in session.execute(asked.group_by(*asked.selected_columns[:3])):
-        found[version][diagnosis, label] += count
+    asked = asked.group_by(Inference.version, Inference.diagnosis, Inference.label)
+    for version, diagnosis, label, count in session.execute(asked):
+        found[str(version)][str(diagnosis), str(label)] += count
     return {version: counted(counts) for version, counts in sorted(found.items())}
 
 

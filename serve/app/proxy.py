@@ -1,4 +1,4 @@
-"""`/collect/v1/...` handed on to the collection, where no reverse proxy does that before us. It asks who it is itself."""
+"""`/collect/v1/...` handed on to the collection, where no reverse proxy does that. It asks itself who it is."""
 
 from collections.abc import AsyncIterator
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -64,7 +65,5 @@ def read(audio: str, path: str) -> bytes:
 def delete(audio: str, path: str) -> None:
     """Forget a recording; one that is gone is no mistake."""
     fs, root = fsspec.core.url_to_fs(audio)
-    try:
+    with suppress(FileNotFoundError):
         fs.rm_file(f"{root}/{path}")
-    except FileNotFoundError:
-        pass

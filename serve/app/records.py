@@ -114,20 +114,20 @@ class Shown(BaseModel):
     detail: str | None = None
     label: Literal["patient", "control"] | None = Field(None, description="the later diagnosis, where one was entered")
     labelled_at: datetime | None = None
-    facts: dict[str, Any] = Field({}, description="what was said of the recording; never the subject")
+    facts: dict[str, Any] | None = Field(None, description="what was said of the recording; never the subject")
 
 
 def shown(row: Inference) -> Shown:
     """`row` without what stays inside."""
     return Shown(
         id=row.id,
-        state=row.state,  # type: ignore[arg-type]
+        state=row.state,
         created_at=row.created_at,
         completed_at=row.completed_at,
         answer=row.answer,
         error=row.error,
         detail=row.detail,
-        label=row.label,  # type: ignore[arg-type]
+        label=row.label,
         labelled_at=row.labelled_at,
         facts=row.facts,
     )

@@ -55,7 +55,7 @@ async def connected(settings: Settings, name: str) -> AsyncIterator[tuple[JetStr
         max_outstanding_pings=3,
         closed_cb=closed,
         error_cb=quiet,
-        **({"token": token} if token else {}),
+        token=token,
     )
     try:
         link = client.jetstream(timeout=5)
@@ -97,17 +97,12 @@ async def _ensure(link: JetStreamContext, settings: Settings) -> None:
                 await link.stream_info(name)
     # No limit of deliveries: the worker counts them itself, so that a dead letter is made even where a worker dies of
     # the last one.
-    common = {"max_deliver": -1, "max_ack_pending": 1_000}
-    await link.add_consumer(
-        INFERENCES,
-        ConsumerConfig(durable_name=WORKER, filter_subject=REQUEST, ack_wait=settings.ack_seconds, **common),
-    )
-    await link.add_consumer(
-        INFERENCES,
-        ConsumerConfig(
-            durable_name=APP, filter_subjects=[RESULT, DEAD], ack_wait=min(10, settings.ack_seconds), **common
-        ),
-    )
+    for durable, subjects, wait in (
+        (WORKER, [REQUEST], settings.ack_seconds),
+        (APP, [RESULT, DEAD], min(10, settings.ack_seconds)),
+    ):
+        config = ConsumerConfig(durable_name=durable, filter_subjects=subjects, ack_wait=wait, max_deliver=-1)
+        await link.add_consumer(INFERENCES, config)
 
 
 def _secret(settings: Settings) -> str | None:

@@ -122,11 +122,11 @@ async def _ask(settings: Settings, http: httpx.AsyncClient, request: Request) ->
     if said.status_code == 200 and isinstance(body, dict):
         return {"answer": body}
     told = body if isinstance(body, dict) else {}
-    error, detail = str(told.get("error", "gateway"))[:64], str(told.get("detail", f"HTTP {said.status_code}"))
+    word, detail = str(told.get("error", "gateway"))[:64], str(told.get("detail", f"HTTP {said.status_code}"))
     if said.status_code in _FINAL:
-        return {"error": error, "detail": detail}
+        return {"error": word, "detail": detail}
     wait = said.headers.get("Retry-After", "")
-    raise Later(error, detail, float(wait) if wait.isdigit() else 0)
+    raise Later(word, detail, float(wait) if wait.isdigit() else 0)
 
 
 def _key(file: Path) -> str:

@@ -37,7 +37,7 @@ def settle(lake: Lake, day: str) -> dict[str, int]:
     """Move what is to be trained on to landing, and what is not away from it; then write metadata.csv.
 
     What others delivered for that day stays as it is. Returns counts: landed, waiting, withdrawn, missing (files that
-    somebody deleted). Raises `BadInput` where metadata.csv of others cannot be read; the recordings are where they belong
+    somebody deleted). Raises `BadInput` where metadata.csv of others cannot be read; all recordings have moved
     by then.
     """
     with door(lake):

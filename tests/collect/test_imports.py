@@ -1,6 +1,5 @@
-"""Bulk import: SPIRA_Dataset_V2 as a folder and as a zip, any CSV, and what is refused: bombs, escapes, personal data."""
+"""Bulk import: SPIRA_Dataset_V2 as a folder and a zip, any CSV; what is refused: bombs, escapes, personal data."""
 
-import io
 import json
 import struct
 import subprocess
@@ -117,7 +116,8 @@ def test_a_corrected_label_is_not_passed_over_in_silence(tmp_path, disk):
 @pytest.mark.parametrize(
     ("header", "said"),
     [("file_path,class,nome", "personal data; remove column nome"), ("file_path,class,E-Mail", "remove column E-Mail"),
-     ("class,sexo", "column file_path is missing"), ("file_path,class,classe", "label is in two columns"), ("", "empty")],
+     ("class,sexo", "column file_path is missing"), ("file_path,class,classe", "label is in two columns"),
+     ("", "empty")],
 )  # fmt: skip
 def test_a_csv_that_cannot_be_used_as_a_whole(tmp_path, disk, header, said):
     (tmp_path / "m.csv").write_text(f"{header}\n")
@@ -232,4 +232,4 @@ def test_the_command_line(tmp_path):
     lake = Lake(str(tmp_path / "lake"))
     settle(lake, DAY)
     assert len(rows(lake, DAY)) == 5
-    assert io.StringIO(command(tmp_path, "days").stdout).read().split()[-7:] == [DAY, "6", "0", "5", "5", "1", "False"]
+    assert command(tmp_path, "days").stdout.split()[-7:] == [DAY, "6", "0", "5", "5", "1", "False"]

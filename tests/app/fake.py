@@ -55,7 +55,7 @@ class Fake:
     audio: dict[str, bytearray] = field(default_factory=dict)
     announced: list[str] = field(default_factory=list)  # ids, at each POST
     result: dict[str, Any] = field(default_factory=lambda: {"answer": ANSWER})  # or {"error", "detail"}
-    thinks: float = 0.6  # seconds until an answer; below 0: never
+    thinks: float = 0.2  # seconds until an answer; below 0: never
     piece: float = 0.0  # seconds that a piece of an upload takes
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)  # path's beginning -> (status, word)
     events: bool = True

@@ -5,6 +5,7 @@ everything that must follow is done again until it is done, by `recover` after a
 """
 
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -17,8 +18,10 @@ from collect.landing import settle_inside
 from collect.ledger import LABELLED, RECEIVED, WITHDRAWN, Declined, Recording, State
 from collect.place import AREA, door, put, remove
 from collect.pseudonym import pseudonym
+from spira_train.outcome import BadInput
 from spira_train.store import Lake, digest_bytes
 
+log = logging.getLogger("spira.collect")
 _PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 
 
@@ -116,7 +119,10 @@ def recover(lake: Lake) -> None:
         for name in sorted(ledger.withdrawn(lake)):
             _leave(lake, name)
         for day in ledger.days(lake):
-            settle_inside(lake, day)
+            try:
+                settle_inside(lake, day)
+            except BadInput as error:  # what others delivered for one day does not keep the others waiting
+                log.error("%s", error)
 
 
 def _leave(lake: Lake, name: str) -> None:

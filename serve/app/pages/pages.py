@@ -94,7 +94,11 @@ def router(settings: object = None) -> APIRouter:
         facts = {"name": name, "language": language, "build": build(), "t": strings()[language], "sentences": SENTENCES}
         text = templates.get_template(f"{name}.html").render(facts, path=request.url.path)
         etag = hashlib.sha256(text.encode()).hexdigest()[:16]
-        headers = HEADERS | {"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie", "Content-Language": language}
+        headers = HEADERS | {
+            "Cache-Control": "no-cache",
+            "Vary": "Accept-Language, Cookie",
+            "Content-Language": language,
+        }
         answer = _fresh(request, etag, headers) or HTMLResponse(text, headers=headers | {"ETag": f'"{etag}"'})
         if asked == language:
             secure = request.url.scheme == "https"

@@ -46,7 +46,7 @@ export class Days {
     const said = [one.label && t(`facts.${one.label}`), one.sentence && t(`sentences.${one.sentence}.name`), one.site].filter(Boolean).join(' · ');
     const action = one.state === 'withdrawn' ? null : make('button', { type: 'button', class: 'plain tight', 'aria-label': t('collect.label_of', { id: short }), onclick: () => this.label(one) }, t(one.label ? 'collect.relabel' : 'collect.label'));
     return make('li', {}, make('div', { class: 'item' }, make('span', { class: `spot ${one.state}`, 'aria-hidden': 'true' }),
-      make('span', { class: 'two' }, make('span', { class: 'what' }, state, ' ', make('code', {}, short)), make('span', { class: 'when' }, [when(one.received_at), said].filter(Boolean).join(' · '))), action));
+      make('span', { class: 'two' }, make('span', { class: 'what' }, state), make('span', { class: 'when' }, said), make('span', { class: 'when' }, `${when(one.received_at)} · `, make('code', {}, short))), action));
   }
 
   label(one) {

@@ -77,8 +77,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _database_away(request: Request, error: Exception) -> Response:
-    reason = type(error.orig).__name__ if isinstance(error, DBAPIError) else type(error).__name__  # never what was asked
-    log.error("%s: the database is away (%s)", request.state.request_id, reason)
+    reason = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    log.error("%s: the database is away (%s)", request.state.request_id, type(reason).__name__)
     return failure(request, 503, "database", "the database is away for a moment; try again", {"Retry-After": "2"})
 
 

@@ -1,4 +1,4 @@
-"""Runs `spira_collection` once, without a scheduler, and prints what came of it as JSON. Arguments: folder, param `train`.
+"""Runs `spira_collection` once, without a scheduler; prints what came of it as JSON. Arguments: folder, param `train`.
 
 A process of its own: Airflow's database is made in the folder, and the step is a stub that says what the real one does.
 """

@@ -47,12 +47,12 @@ def place(tmp_path_factory, newest, command):
     code, _, errors = command("simulate", "--lake", folder / "lake", *words)
     assert code == 0, errors
     bring_up_to(folder / "lake", date.fromisoformat(newest))
-    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")
+    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT", "APP_PORT")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIRA_VAR", str(folder))
         patch.setenv("SPIRA_STACK_NAME", STACK)
         patch.setenv("SPIRA_PRESET", "fast")
-        for name, port in zip(names, free_ports(5), strict=True):
+        for name, port in zip(names, free_ports(len(names)), strict=True):
             patch.setenv(name, str(port))
         try:
             compose.up()
@@ -126,7 +126,7 @@ def test_the_gateway_answers_its_client_and_reaches_the_model_server_alone(airfl
         assert inside("gateway", "python", "-c", reach).returncode != 0, outsider
 
 
-def test_prometheus_reads_both_and_the_dashboard_asks_what_it_understands(served, place):
+def test_prometheus_reads_all_four_and_the_dashboard_asks_what_it_understands(served, place):
     url = f"{compose.address('prometheus', compose.running())}/api/v1/query"
 
     def ask(text: str) -> list[dict]:
@@ -134,7 +134,7 @@ def test_prometheus_reads_both_and_the_dashboard_asks_what_it_understands(served
         assert answer.status_code == 200, (text, answer.text)
         return answer.json()["data"]["result"]
 
-    until(lambda: [float(one["value"][1]) for one in ask("up")] == [1, 1], 120)
+    until(lambda: [float(one["value"][1]) for one in ask("up")] == [1, 1, 1, 1], 120)
     assert until(lambda: ask('spira_gateway_requests_total{status="200"}'), 60)[0]["metric"]["version"] != "none"
     assert until(lambda: ask("BatchRecordings_count"), 60)
     dashboard = json.loads((ROOT / "images/grafana/dashboard.json").read_text())

@@ -54,8 +54,14 @@ def test_a_diagnosis_makes_a_recording_of_the_day_of_the_inference(settings):
 
 def test_without_a_subject_it_is_somebody_of_their_own(settings):
     key = read_key(settings.pseudonym_key)
-    kept = labels.take(settings, key, message(1, facts={"consent_training": True}))
+    kept = labels.take(settings, key, message(1, facts={"consent_training": True, "subject": None}))
     assert ledger.find(Lake(settings.lake), kept.id).subject == pseudonym(key, f"inference {1:032x}")
+
+
+def test_words_that_name_somebody_are_left_out_and_the_label_is_kept(settings):
+    kept = labels.take(settings, read_key(settings.pseudonym_key), message(0, why="ask ana@hospital.org"))
+    (given,) = ledger.find(Lake(settings.lake), kept.id).labels
+    assert (given["label"], given["why"]) == ("patient", "")
 
 
 def test_what_is_refused(settings):
@@ -90,12 +96,13 @@ def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings
         asyncio.run(publish(url, [message(0), b"not JSON", message(1), message(0)]))
         until(lambda: landed(running.lake) == {0, 1})
         running.kill()
-        asyncio.run(publish(url, [message(2), message(1)]))
+        asyncio.run(publish(url, [message(2), message(1), message(2, label="control")]))
         running.start()
         until(lambda: landed(running.lake) == {0, 1, 2})
         until(lambda: asyncio.run(left(url)) == 0)
         lake = running.lake
-        assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 1]
+        assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 2]
+        assert [one.label for one in ledger.recordings(lake, DAY).values()] == ["patient", "patient", "control"]
         agrees(lake)
         trail = (tmp_path / "trail/trail.jsonl").read_text()
         assert trail.count('"label_refused"') == 1

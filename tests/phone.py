@@ -1,5 +1,6 @@
 """A browser as a nurse holds it: headless Chromium at a phone's size, whose microphone plays a WAV file."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class Phone:
         self.url, self.faults = url, []
         self.network: Any = None
         defaults: dict[str, Any] = {"viewport": PHONE, "locale": "pt-BR", "color_scheme": "light"}
+        if os.environ.get("SPIRA_PICTURES"):
+            defaults["device_scale_factor"] = 1.5
         self.context = browser.new_context(**(defaults | context))
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(15_000)
@@ -100,6 +103,11 @@ class Phone:
         else:
             found = Axe().run(self.page, options=QUICK | {"runOnly": STANDARDS}).response
         return [f"{where}: {one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in found["violations"]]
+
+    def picture(self, name: str) -> None:
+        """A screenshot into the folder that `SPIRA_PICTURES` names; those in docs/pictures were made so."""
+        if folder := os.environ.get("SPIRA_PICTURES"):
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
     def close(self) -> None:
         self.context.close()

@@ -67,8 +67,11 @@ def test_accessible(phone, server, spoken, tone):
     """Every page and state passes axe, WCAG 2.2 AA and best practice; contrast in the dark as well."""
     page, found = phone.page, []
 
-    def look(where: str) -> None:
+    def light() -> None:
         page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+    def look(where: str) -> None:
+        light()
         found.extend(phone.axe(where))
         page.evaluate("document.documentElement.dataset.theme = 'dark'")
         found.extend(phone.axe(f"{where}, dark", contrast=True))
@@ -83,7 +86,8 @@ def test_accessible(phone, server, spoken, tone):
     look("nurse")
     page.click("#record")
     page.wait_for_selector("[data-state=recording]")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1500)
+    phone.picture("app-phone-recording")
     look("recording")
     page.click("#record")
     page.wait_for_selector(".review:not([hidden])")
@@ -98,6 +102,8 @@ def test_accessible(phone, server, spoken, tone):
     look("offline")
     phone.context.set_offline(False)
     page.wait_for_selector("#answer:not([hidden])")
+    light()
+    phone.picture("app-phone-answer")
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     look("positive")
     for result in ({"answer": NEGATIVE}, {"answer": INCONCLUSIVE}, {"error": "silent", "detail": ""}):
@@ -110,18 +116,20 @@ def test_accessible(phone, server, spoken, tone):
     page.set_viewport_size(DESK)
     phone.open("/collect")
     page.check("[name=consent]")
-    page.fill("#collect [name=subject]", "1")
+    page.fill("#collect [name=subject]", "77001")
     phone.choose(spoken[1])
+    phone.picture("app-collector")
     look("collect")
     page.click("#collect > button.main")
     page.click("#recordings button")
     look("label")
     page.keyboard.press("Escape")
-    page.fill("#withdraw [name=subject]", "1")
+    page.fill("#withdraw [name=subject]", "77001")
     page.click("#withdraw button")
     look("withdraw")
     phone.open("/engineer")
     page.wait_for_selector("#dead table")
+    phone.picture("app-engineer")
     look("engineer")
     server.refuse["/v1/dead"] = server.refuse["/v1/live"] = (503, "busy")
     page.click("#refresh")

@@ -21,7 +21,7 @@ TESTS := $(MODEL)/.made-tests $(ORCHESTRATION)/.made-tests
 help:  ## Explain every target
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, GATEWAY_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
+	@echo "  Ports: AIRFLOW_PORT, MLFLOW_PORT, GATEWAY_PORT, APP_PORT, INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT (free ones are found)."
 	@echo "  Data: SPIRA_VAR (var/), SPIRA_LAKE (var/lake).  Python 3.11: PYTHON."
 
 demo:  ## Simulate a lake, backfill it through the whole pipeline, serve the model, ask it
@@ -34,7 +34,7 @@ demo-docker:
 demo-process: environments
 	@SPIRA_RUNTIME=process $(BIN)/python -m local.demo
 
-up: environments  ## Start Airflow, MLflow, TorchServe and the gateway on this machine and keep them running
+up: environments  ## Start the whole stack on this machine, Airflow to app, and keep it running
 	@$(BIN)/python -m local.stack up
 
 down:  ## Stop what `make up` started; the data stays
@@ -107,6 +107,7 @@ locks:  ## Pin every version again: requirements/*.in -> requirements/*.lock
 	$$compile mlflow.in -c model.lock -o mlflow.lock && \
 	$$compile gateway.in -c model.lock -o gateway.lock && \
 	$$compile app.in -c model.lock -c gateway.lock -o app.lock && \
+	$$compile nats.in -c machine.lock -o nats.lock && \
 	$$compile bench.in -c model.lock -c gateway.lock -o bench.lock && \
 	$$compile orchestration.in -o orchestration.lock && \
 	$$compile engine-proxy.in -c orchestration.lock -o engine-proxy.lock && \

@@ -36,7 +36,18 @@ from command import Refusal, docker, identity, logged, need_engine, quiet, say
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, REQUIREMENTS, VAR = ROOT / "images", ROOT / "requirements", ROOT / "var"
 # Whatever gets into an image; a change elsewhere does not make the revision dirty.
-SOURCES = ("spira_train", "serve", "config", "dags", "images", "requirements", "pyproject.toml", ".dockerignore")
+SOURCES = (
+    "spira_train",
+    "serve",
+    "access",
+    "collect",
+    "config",
+    "dags",
+    "images",
+    "requirements",
+    "pyproject.toml",
+    ".dockerignore",
+)
 JAVA = "openjdk-17-jre-headless"
 
 
@@ -57,6 +68,9 @@ TABLE = {
     "spira_engine_proxy": Image("engine_proxy", "engine-proxy"),
     "spira_gateway": Image("gateway", "gateway"),
     "spira_prometheus": Image("prometheus", "base", "BASE"),
+    "spira_app": Image("app", "app"),
+    "spira_nats": Image("nats", "nats"),
+    "spira_proxy": Image("proxy", "base", "BASE"),
 }
 
 

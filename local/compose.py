@@ -18,7 +18,7 @@ from pathlib import Path
 
 from local import engine
 from local.ports import DEFAULTS, IN_CONTAINERS, is_free
-from local.services import ROOT, alone, demo_key, var
+from local.services import ROOT, alone, demo_key, first_password, var
 
 START_SECONDS, RESTARTS = 300.0, 3
 PORTS = {
@@ -27,13 +27,16 @@ PORTS = {
     "torchserve": "INFERENCE_PORT",
     "gateway": "GATEWAY_PORT",
     "prometheus": "PROMETHEUS_PORT",
+    "proxy": "APP_PORT",
 }
 NAMES = ("train", "torchserve", "mlflow", "airflow", "postgres", "engine_proxy", "gateway", "prometheus")
+NAMES += ("app", "nats", "proxy")
 IMAGES = tuple(f"spira_{name}" for name in NAMES)
 # Settings handed on where they are set; docker-compose.yaml has their defaults.
 PASSED = (
     "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
-    "SPIRA_RETRAIN", "SPIRA_GRAFANA_IMAGE", "GRAFANA_PORT",
+    "SPIRA_RETRAIN", "SPIRA_GRAFANA_IMAGE", "GRAFANA_PORT", "SPIRA_TRAIN_ON_CLOSE", "SPIRA_TLS", "SPIRA_HOST_NAME",
+    "SPIRA_APP_BIND",
 )  # fmt: skip
 
 
@@ -110,8 +113,10 @@ def asking(chosen: Mapping[str, str], *, terminal: bool = False) -> list[str]:
     stack = chosen["SPIRA_STACK_NAME"]
     words = ["docker", "run", "--rm", *(["--tty"] if terminal else []), "--user", "10001:10001", "--read-only"]
     words += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
-    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro", chosen["SPIRA_TRAIN_IMAGE"]]
+    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro"]
+    words += ["--volume", f"{stack}-live:/live:ro", chosen["SPIRA_TRAIN_IMAGE"]]
     words += ["spira-train", "status", "--mlflow", "http://mlflow:5000", "--keys", "/keys/key_file.json"]
+    words += ["--live", "/live/live.json"]
     return [*words, "--inference", "http://torchserve:8085", "--management", "http://torchserve:8086"]
 
 
@@ -165,6 +170,11 @@ def make_secrets(folder: Path, *names: str) -> list[str]:
         "airflow_api_secret_key": lambda: secrets.token_urlsafe(32),
         "grafana_password": lambda: secrets.token_urlsafe(16),
         "gateway_demo_key": lambda: f"spira_{secrets.token_urlsafe(32)}",
+        "gateway_app_key": lambda: f"spira_{secrets.token_urlsafe(32)}",
+        "app_first_password": lambda: secrets.token_urlsafe(15),
+        "app_database_password": lambda: secrets.token_urlsafe(24),
+        "nats_token": lambda: secrets.token_hex(32),
+        "pseudonym_key": lambda: secrets.token_hex(32),  # with another one nobody's earlier recordings are found
         "airflow_passwords.json": lambda: json.dumps({"admin": secrets.token_urlsafe(12)}),
     }
     missing = [name for name in names or contents if not (folder / name).exists()]
@@ -182,6 +192,7 @@ def addresses(chosen: Mapping[str, str]) -> list[str]:
         f"MLflow      {address('mlflow', chosen)}",
         f"TorchServe  {address('torchserve', chosen)}  its tokens: {keys}",
         f"Gateway     {address('gateway', chosen)}/docs  key of the client demo in {demo_key()}",
+        f"App         {address('proxy', chosen)}  user demo, password in {first_password()}",
         f"Prometheus  {address('prometheus', chosen)}/classic/alerts",
     ]
 
@@ -190,8 +201,9 @@ def address(service: str, chosen: Mapping[str, str]) -> str:
     """The URL of a service on this machine; empty where it publishes nothing."""
     if service not in PORTS:
         return ""
-    host = chosen.get("SPIRA_BIND", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - nothing is bound here
-    return f"http://{host}:{chosen[PORTS[service]]}"
+    bind = "SPIRA_APP_BIND" if service == "proxy" else "SPIRA_BIND"
+    host = chosen.get(bind, "127.0.0.1").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - nothing is bound here
+    return f"http{'s' * (service == 'proxy')}://{host}:{chosen[PORTS[service]]}"
 
 
 def credentials(chosen: Mapping[str, str]) -> tuple[str, str]:

@@ -13,10 +13,16 @@ DEFAULTS = {
     "METRICS_PORT": 8087,
     "GATEWAY_PORT": 8090,
     "GATEWAY_METRICS_PORT": 8091,
+    "COLLECT_PORT": 8092,
+    "APP_PORT": 8093,
+    "APP_METRICS_PORT": 8094,
+    "WORKER_METRICS_PORT": 8095,
+    "NATS_PORT": 4222,
+    "NATS_HEALTH_PORT": 8222,
     "GRPC_INFERENCE_PORT": 7070,
     "GRPC_MANAGEMENT_PORT": 7071,
 }
-IN_CONTAINERS = {"PROMETHEUS_PORT": 9090}  # the stack in containers alone has these
+IN_CONTAINERS = {"PROMETHEUS_PORT": 9090, "APP_PORT": 8443}  # the stack in containers has these, or has them elsewhere
 
 
 class PortTaken(Exception):

@@ -9,7 +9,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, ORCHESTRATION = ROOT / ".venv/model/bin", ROOT / ".venv/orchestration/bin"
-SERVICES = ("airflow", "mlflow", "torchserve", "gateway")
+SERVICES = ("airflow", "mlflow", "torchserve", "gateway", "nats", "collect", "app", "worker")
+SECRETS = ("gateway_demo_key", "gateway_app_key", "app_first_password", "nats_token", "pseudonym_key")
 
 
 def var() -> Path:
@@ -20,6 +21,11 @@ def var() -> Path:
 def demo_key() -> Path:
     """The file with the key of the gateway's first client, `demo`."""
     return var() / "secrets/gateway_demo_key"
+
+
+def first_password() -> Path:
+    """The file with the password of the app's first account, `demo`."""
+    return var() / "secrets/app_first_password"
 
 
 @contextmanager
@@ -43,11 +49,16 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
         "ports": dict(ports),
         "airflow": url["AIRFLOW_PORT"],
         "gateway": url["GATEWAY_PORT"],
+        "app": url["APP_PORT"],
         "health": {
             "airflow": url["AIRFLOW_PORT"] + "/api/v2/monitor/health",
             "mlflow": url["MLFLOW_PORT"] + "/health",
             "torchserve": url["INFERENCE_PORT"] + "/ping",
             "gateway": url["GATEWAY_PORT"] + "/healthz",
+            "nats": url["NATS_HEALTH_PORT"] + "/healthz",
+            "collect": url["COLLECT_PORT"] + "/healthz",
+            "app": url["APP_PORT"] + "/healthz",
+            "worker": url["WORKER_METRICS_PORT"] + "/metrics",
         },
         "places": {
             "SPIRA_LAKE": os.environ.get("SPIRA_LAKE", str(folder / "lake")),
@@ -57,6 +68,7 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
             "SPIRA_SIGNING_KEY": str(folder / "secrets/signing.key"),
             "SPIRA_VERIFY_KEY": str(folder / "secrets/signing.pub"),
             "SPIRA_AUDIT": str(folder / "audit"),
+            "SPIRA_LIVE": str(folder / "live/live.json"),
             "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
             "SPIRA_INFERENCE": url["INFERENCE_PORT"],
             "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],
@@ -101,7 +113,7 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
         **{
             name: os.environ[name]
-            for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP", "SPIRA_RETRAIN")
+            for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP", "SPIRA_RETRAIN", "SPIRA_TRAIN_ON_CLOSE")
             if name in os.environ
         },
         **stack["places"],
@@ -150,11 +162,73 @@ def _gateway(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         "SPIRA_GATEWAY_PORT": str(stack["ports"]["GATEWAY_PORT"]),
         "SPIRA_GATEWAY_METRICS_PORT": str(stack["ports"]["GATEWAY_METRICS_PORT"]),
         "SPIRA_GATEWAY_FIRST_KEY": str(demo_key()),
+        "SPIRA_GATEWAY_APP_KEY": str(var() / "secrets/gateway_app_key"),
         "SPIRA_GATEWAY_AUDIT": stack["places"]["SPIRA_AUDIT"],
     }
 
 
-_COMMANDS = {"airflow": _airflow, "mlflow": _mlflow, "torchserve": _torchserve, "gateway": _gateway}
+def _nats(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    ports = stack["ports"]
+    flags = {"c": ROOT / "images/nats/nats.conf", "a": "127.0.0.1", "p": ports["NATS_PORT"]}
+    flags |= {"m": ports["NATS_HEALTH_PORT"], "sd": var() / "nats"}
+    words = [word for name, value in flags.items() for word in (f"-{name}", str(value))]
+    token = (var() / "secrets/nats_token").read_text().strip()
+    return [str(MODEL / "nats-server"), *words], {"NATS_TOKEN": f'"{token}"'}
+
+
+def _end(stack: Mapping[str, Any]) -> dict[str, str]:
+    """What app, worker and collection are told alike."""
+    secrets = var() / "secrets"
+    return {
+        "SPIRA_LAKE": stack["places"]["SPIRA_LAKE"],
+        "SPIRA_DATABASE": f"sqlite:///{var() / 'app/app.db'}",
+        "SPIRA_FIRST_PASSWORD": str(first_password()),
+        "SPIRA_PSEUDONYM_KEY": str(secrets / "pseudonym_key"),
+        "SPIRA_TRAIL": str(var() / "trail"),
+        "SPIRA_NATS": f"nats://127.0.0.1:{stack['ports']['NATS_PORT']}",
+        "SPIRA_NATS_TOKEN_FILE": str(secrets / "nats_token"),
+        "SPIRA_APP_AUDIO": str(var() / "inferences"),
+    }
+
+
+def _collect(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    return [str(MODEL / "python"), "-m", "collect", "serve"], {
+        **_end(stack),
+        "SPIRA_COLLECT_PORT": str(stack["ports"]["COLLECT_PORT"]),
+    }
+
+
+def _app(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    ports = stack["ports"]
+    return [str(MODEL / "python"), "-m", "serve.app", "serve"], {
+        **_end(stack),
+        "SPIRA_APP_HOME": str(var() / "app"),
+        "SPIRA_APP_LIVE": stack["places"]["SPIRA_LIVE"],
+        "SPIRA_APP_PORT": str(ports["APP_PORT"]),
+        "SPIRA_APP_METRICS_PORT": str(ports["APP_METRICS_PORT"]),
+        "SPIRA_COLLECT": f"http://127.0.0.1:{ports['COLLECT_PORT']}",
+    }
+
+
+def _worker(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    return [str(MODEL / "python"), "-m", "serve.app", "worker"], {
+        **_end(stack),
+        "SPIRA_APP_METRICS_PORT": str(stack["ports"]["WORKER_METRICS_PORT"]),
+        "SPIRA_GATEWAY": stack["gateway"],
+        "SPIRA_GATEWAY_KEY": str(var() / "secrets/gateway_app_key"),
+    }
+
+
+_COMMANDS = {
+    "airflow": _airflow,
+    "mlflow": _mlflow,
+    "torchserve": _torchserve,
+    "gateway": _gateway,
+    "nats": _nats,
+    "collect": _collect,
+    "app": _app,
+    "worker": _worker,
+}
 
 
 def _words(flags: Mapping[str, object]) -> list[str]:

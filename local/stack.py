@@ -1,4 +1,4 @@
-"""The embedded stack: Airflow (standalone, SQLite), MLflow, TorchServe and the gateway, on this machine, under honcho.
+"""The embedded stack: Airflow (standalone, SQLite) to NATS and the app, all on this machine, under honcho.
 
 `python -m local.stack up|down|status`. Everything it keeps lies under `var/`: data, logs, and `stack.json`, which
 tells whoever asks where the services are. Ports come from the environment (`AIRFLOW_PORT`, ...); where a default is
@@ -25,7 +25,18 @@ from rich.table import Table
 from local.airflow_api import Airflow
 from local.compose import make_secrets
 from local.ports import PortTaken, choose_ports
-from local.services import MODEL, ROOT, SERVICES, alone, command, demo_key, describe, var
+from local.services import (
+    MODEL,
+    ROOT,
+    SECRETS,
+    SERVICES,
+    alone,
+    command,
+    demo_key,
+    describe,
+    first_password,
+    var,
+)
 from spira_train.signing import make_keys
 
 START_SECONDS, STOP_SECONDS = 180.0, 20.0
@@ -70,10 +81,11 @@ def up(services: Sequence[str] = SERVICES) -> dict[str, Any]:
             stack = describe(choose_ports(os.environ), tuple(services))
         except PortTaken as taken:
             raise SystemExit(str(taken)) from None
-        for folder in ("log", "airflow", "mlflow", "lake", "runs", "models"):
+        for folder in ("log", "airflow", "mlflow", "lake", "runs", "models", "live"):
             (var() / folder).mkdir(parents=True, exist_ok=True)
+        (var() / "inferences").mkdir(exist_ok=True, mode=0o700)  # recordings that the model was asked about
         make_keys(Path(stack["places"]["SPIRA_SIGNING_KEY"]).parent)  # what archives are signed and verified with
-        make_secrets(var() / "secrets", demo_key().name)
+        make_secrets(var() / "secrets", *SECRETS)
         supervisor = _start_supervisor(stack)
         stack["supervisor"] = supervisor.pid
         (var() / "stack.json").write_text(json.dumps(stack, indent=1))
@@ -106,7 +118,7 @@ def status() -> None:
     if {"mlflow", "torchserve"} <= set(stack["services"]):
         console.print()
         names = {"mlflow": "MLFLOW_TRACKING_URI"} | {
-            n: f"SPIRA_{n.upper()}" for n in ("inference", "management", "keys")
+            n: f"SPIRA_{n.upper()}" for n in ("inference", "management", "keys", "live")
         }
         flags = [word for name, place in names.items() for word in (f"--{name}", stack["places"][place])]
         subprocess.run([MODEL / "spira-train", "status", *flags], check=False)
@@ -146,8 +158,9 @@ def addresses(stack: Mapping[str, Any]) -> list[str]:
         "mlflow": f"[bold]MLflow[/]     {places['MLFLOW_TRACKING_URI']}",
         "torchserve": f"[bold]TorchServe[/] {places['SPIRA_INFERENCE']}  tokens in {places['SPIRA_KEYS']}",
         "gateway": f"[bold]Gateway[/]    {stack.get('gateway')}/docs  key of the client demo in {demo_key()}",
+        "app": f"[bold]App[/]        {stack.get('app')}  user demo, password in {first_password()}",
     }
-    return [lines[name] for name in stack["services"]]
+    return [lines[name] for name in stack["services"] if name in lines]
 
 
 def members() -> dict[int, str]:

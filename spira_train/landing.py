@@ -121,6 +121,16 @@ def read(lake: Lake, partition: str, salt: str) -> Delivery:
     return Delivery(tuple(rows), tuple(refusals), tuple(warnings))
 
 
+def speaker(path: str) -> str:
+    """Who speaks, where nobody says so: one donor a UUID among SPIRA's controls, else each file is somebody's own.
+
+    >>> speaker("controle/0B8D97CE-48A4-4D7B-9C63-0DA2D1F2B1F0_2.wav")
+    '0b8d97ce-48a4-4d7b-9c63-0da2d1f2b1f0'
+    """
+    control = _CONTROL.fullmatch(path)
+    return control[1].lower() if control else path
+
+
 def _header(cells: list[str], name: str) -> tuple[list[str], list[str]]:
     """The column names in their plain form, and warnings about those unknown."""
     header = [re.sub(r"[\s-]+", "_", cell.lower()) for cell in cells]
@@ -166,11 +176,10 @@ def _row(line: int, cells: dict[str, str] | None, salt: str) -> Row | Refusal:
     if cell.get("split") and not split:
         # Falling back to the digest could train on a recording that was meant for the test set.
         return Refusal(line, "bad_value", f"split is none of {', '.join(SPLITS)}")
-    control = _CONTROL.fullmatch(path)
     return Row(
         line=line,
         path=path,
-        subject=pseudonym(cell.get("subject") or (control[1].lower() if control else path), salt),
+        subject=pseudonym(cell.get("subject") or speaker(path), salt),
         label=int(label),
         split=split,
         sex=_SEX.get((cell.get("sexo") or "").lower()),

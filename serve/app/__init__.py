@@ -1,1 +1,1 @@
-"""The inference app: a recording in, the model's answer out, by messages."""
+"""The inference app: takes recordings from people, asks the model by messages, shows the answers. See docs/app.md."""

@@ -18,6 +18,8 @@ from serve.gateway import clients, files, routes, shadow
 from serve.gateway.app import Gateway, create
 from serve.gateway.settings import Mistake, Settings, read
 
+APP_RATE = "600/second"  # whoever waits stands in line at the app; the gateway's places in flight are its limit
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and do; a mistake is one line on stderr and exit code 2."""
@@ -78,6 +80,8 @@ def serve(settings: Settings) -> None:
     sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
     if settings.first_key:
         clients.first(settings.home / "clients.json", settings.first_key)
+    if settings.app_key:
+        clients.keep(settings.home / "clients.json", "app", settings.app_key, APP_RATE)
     try:
         for folder in (settings.home, settings.audit_file.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -85,15 +85,26 @@ def remove(file: Path, name: str) -> None:
 
 def first(file: Path, secret: Path) -> None:
     """Where there is no `clients.json` yet, make the client `demo` with the key that `secret` holds."""
-    if file.exists():
-        return
+    if not file.exists():
+        add(file, "demo", key=_key(secret, "demo"))
+
+
+def keep(file: Path, name: str, secret: Path, rate: str) -> None:
+    """Make sure that the client `name`, a part of this system, has the key that `secret` holds, old or new."""
+    key = digest(_key(secret, name))
+    with _changing(file) as known:
+        if name not in known.clients or known.clients[name].key != key:
+            known.clients[name] = Client(key=key, rate=rate, added=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _key(secret: Path, name: str) -> str:
     try:
         key = secret.read_text().strip()
     except OSError as error:
-        raise Mistake(f"{secret}: cannot be read ({error.strerror}); it holds the key of the client `demo`") from None
+        raise Mistake(f"{secret}: cannot be read ({error.strerror}); it holds the key of the client `{name}`") from None
     if len(key) < 32:
         raise Mistake(f"{secret}: too short for a key; at least 32 random characters")
-    add(file, "demo", key=key)
+    return key
 
 
 @contextmanager

@@ -15,16 +15,21 @@ _EXAMPLE = """curl -H "Authorization: Bearer $KEY" -H "Content-Type: audio/wav" 
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
 
-def render(api: dict[str, Any], base: str) -> HTMLResponse:
-    """api: the OpenAPI description. base: this server's address."""
+def render(
+    api: dict[str, Any],
+    base: str,
+    example: str = _EXAMPLE,
+    models: tuple[str, ...] = ("Prediction", "Model", "Failure"),
+) -> HTMLResponse:
+    """api: the OpenAPI description. base: this server's address. models: of the answers, to be explained."""
     parts = [f"<h1>{escape(api['info']['title'])} {escape(api['info']['version'])}</h1>"]
     parts += [f"<p>{escape(text)}</p>" for text in api["info"]["description"].split("\n\n")]
-    parts += [f"<pre>{escape(_EXAMPLE.replace('{base}', base))}</pre>"]
+    parts += [f"<pre>{escape(example.replace('{base}', base))}</pre>"]
     parts += ['<p>For programs: <a href="/openapi.json">openapi.json</a></p>']
     for path, methods in api["paths"].items():
         for method, call in methods.items():
-            parts += _call(f"{method.upper()} {path}", call)
-    for name in ("Prediction", "Model", "Failure"):
+            parts += _call(f"{method.upper()} {path}", call, api)
+    for name in models:
         fields = api["components"]["schemas"][name]["properties"]
         parts += [f"<h2>{name}</h2>", _table({field: _type(facts) for field, facts in fields.items()})]
     page = (
@@ -33,7 +38,7 @@ def render(api: dict[str, Any], base: str) -> HTMLResponse:
     return HTMLResponse(page, headers=_HEADERS)
 
 
-def _call(title: str, call: dict[str, Any]) -> list[str]:
+def _call(title: str, call: dict[str, Any], api: dict[str, Any]) -> list[str]:
     parts = [
         f"<h2><code>{title}</code></h2><p><b>{escape(call['summary'])}.</b> {escape(call.get('description', ''))}</p>"
     ]
@@ -41,13 +46,17 @@ def _call(title: str, call: dict[str, Any]) -> list[str]:
         shown = {f"{one['name']} ({one['in']})": one.get("description", "") for one in parameters}
         parts += ["<h3>Parameters</h3>", _table(shown)]
     if body := call.get("requestBody"):
-        parts += ["<h3>Body</h3>", _table({kind: _fields(one["schema"]) for kind, one in body["content"].items()})]
+        parts += ["<h3>Body</h3>", _table({kind: _fields(one["schema"], api) for kind, one in body["content"].items()})]
     return [*parts, "<h3>Answers</h3>", _table({k: v["description"] for k, v in call["responses"].items()})]
 
 
-def _fields(schema: dict[str, Any]) -> str:
+def _fields(schema: dict[str, Any], api: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        schema = api["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     named = schema.get("properties", {})
-    return ", ".join(f"{name}: {facts.get('description', 'the file')}" for name, facts in named.items()) or "the file"
+    told = {name: facts.get("description") or _type(facts) for name, facts in named.items()}
+    files = {name for name, facts in named.items() if facts.get("format") == "binary"}
+    return ", ".join(f"{name}: {'the file' if name in files else text}" for name, text in told.items()) or "the file"
 
 
 def _type(facts: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Settings(BaseModel):
     port: int = Field(8090, ge=1, le=65535)
     metrics_port: int = Field(8091, ge=1, le=65535)
     first_key: Path | None = None  # where there is no client yet, `demo` gets the key in this file
+    app_key: Path | None = None  # the client `app`, the inference app's worker, has the key in this file
     max_bytes: int = Field(33_554_432, ge=1)  # as TorchServe's own max_request_size: 120 s of stereo at 48 kHz fit
     in_flight: int = Field(16, ge=1)  # times max_bytes is the memory that bodies may take
     at_once: int = Field(8, ge=1)  # asked of TorchServe at a time: one batch

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("docker-compose.yaml", "docker-compose.gpu.yaml")
 ONCE = {"places", "airflow-init"}
 PORTS = {"airflow-apiserver": "8080", "mlflow": "5000", "torchserve": "8085", "gateway": "8090"}
-PORTS |= {"prometheus": "9090"}
-PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT")
-SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy"}
+PORTS |= {"prometheus": "9090", "proxy": "8443"}
+PORT_NAMES = ("AIRFLOW_PORT", "MLFLOW_PORT", "INFERENCE_PORT", "GATEWAY_PORT", "PROMETHEUS_PORT", "APP_PORT")
+SERVICES = set(PORTS) | ONCE | {"postgres", "engine-proxy", "nats", "app", "app-worker", "collect"}
 SERVICES |= {f"airflow-{name}" for name in ("scheduler", "dag-processor", "triggerer")}
 IMAGE = "sha256:" + "0" * 64
 
@@ -78,7 +78,7 @@ def test_services(services):
     assert set(services) == SERVICES
 
 
-def test_five_ports_on_loopback(services):
+def test_six_ports_on_loopback(services):
     assert published(services) == {name: [f"127.0.0.1:{port}:{port}"] for name, port in PORTS.items()}
 
 
@@ -88,6 +88,10 @@ def test_ports_and_address_can_be_chosen():
     assert found["airflow-apiserver"] == ["10.0.0.1:9001:8080"]
     assert found["mlflow"] == ["10.0.0.1:9002:5000"]
     assert found["torchserve"] == ["10.0.0.1:9003:8085"]
+    assert found["proxy"] == ["127.0.0.1:8443:8443"], "the door has an address of its own"
+    door = resolved(FILES[0], SPIRA_APP_BIND="10.0.0.1", APP_PORT="9004")["services"]
+    assert published(door)["proxy"] == ["10.0.0.1:9004:8443"]
+    assert published(door)["mlflow"] == ["127.0.0.1:5000:5000"]
     settings = chosen["services"]["airflow-scheduler"]["environment"]
     assert settings["AIRFLOW__API__BASE_URL"] == "http://127.0.0.1:9001"
     assert settings["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://airflow-apiserver:8080/execution/"
@@ -110,7 +114,7 @@ def test_the_proxy_is_reached_from_the_scheduler_alone(services):
 
 def test_steps_reach_the_model_server_and_the_repository_alone(services):
     assert {name for name, service in services.items() if "steps" in networks(service)} == {"torchserve", "mlflow"}
-    assert networks(services["postgres"]) == {"control"}
+    assert networks(services["postgres"]) == {"control", "records"}
 
 
 def test_networks_are_internal_but_the_published_one(stack, services):
@@ -148,8 +152,9 @@ def test_comes_back_and_says_how_it_is(services, name):
 def test_no_secret_in_an_environment(services):
     for service in services.values():
         for name, value in (service.get("environment") or {}).items():
-            assert not re.search(r"PASSWORD|SECRET|TOKEN|FERNET", name), name
-            assert not re.search(r"://[^/]*@", str(value)), name
+            named = re.search(r"PASSWORD|SECRET|TOKEN|FERNET", name)
+            assert not named or str(value).startswith("/run/secrets/"), name
+            assert not re.search(r"://[^/]*:[^/]*@", str(value)), name
 
 
 def test_secrets_are_files_that_git_ignores(stack):
@@ -161,8 +166,14 @@ def test_secrets_are_files_that_git_ignores(stack):
 
 def test_each_gets_no_more_secrets_than_it_needs(services):
     held = {n: {s["source"] if isinstance(s, dict) else s for s in v.get("secrets", ())} for n, v in services.items()}
-    assert held["postgres"] == held["mlflow"] == {"postgres_password"}
-    assert held["gateway"] == {"gateway_demo_key"}
+    assert held["mlflow"] == {"postgres_password"}
+    assert held["postgres"] == {"postgres_password", "app_database_password"}
+    assert held["gateway"] == {"gateway_demo_key", "gateway_app_key"}
+    assert held["app"] == held["collect"]
+    assert held["app"] == {"app_database_password", "app_first_password", "nats_token", "pseudonym_key"}
+    assert held["app-worker"] == {"gateway_app_key", "nats_token"}
+    assert held["nats"] == {"nats_token"}
+    assert not held["proxy"]
     assert not held["torchserve"] | held["engine-proxy"] | held["places"]
 
 
@@ -172,11 +183,56 @@ def test_the_gateway_reaches_the_model_server_alone_and_reads_its_keys(services)
         "gateway",
         "prometheus",
     }
-    assert networks(services["gateway"]) == {"serving", "published"}
+    assert networks(services["gateway"]) == {"serving", "asking", "published"}
     assert services["torchserve"]["networks"]["serving"] == {"aliases": ["model-server"]}
     assert services["gateway"]["environment"]["SPIRA_INFERENCE"] == "http://model-server:8085"
     keys = next(m for m in services["gateway"]["volumes"] if "/torchserve" in str(m))
     assert keys.get("read_only") if isinstance(keys, dict) else keys.endswith(":ro")
+
+
+def rights(service: dict) -> dict[str, str]:
+    """Target -> rw or ro."""
+    found = {}
+    for mount in service.get("volumes", ()):
+        long = isinstance(mount, dict)
+        target, right = (
+            (mount["target"], "ro" if mount.get("read_only") else "rw") if long else [*mount.split(":"), "rw"][1:3]
+        )
+        found[target] = right
+    return found
+
+
+@pytest.mark.parametrize(
+    ("network", "members"),
+    [
+        ("records", {"postgres", "app", "collect"}),
+        ("messages", {"nats", "app", "app-worker", "collect"}),
+        ("asking", {"gateway", "app", "app-worker", "prometheus"}),
+        ("entrance", {"proxy", "app", "collect"}),
+    ],
+)
+def test_the_two_ends_reach_what_they_need(services, network, members):
+    assert {name for name, service in services.items() if network in networks(service)} == members
+
+
+def test_the_two_ends_are_on_no_other_network(services):
+    ends = {"nats", "app", "app-worker", "collect"}
+    assert set.union(*(networks(services[name]) for name in ends)) == {"records", "messages", "asking", "entrance"}
+    assert networks(services["proxy"]) == {"entrance", "published"}
+
+
+def test_collection_alone_writes_the_lake_and_the_app_alone_what_it_was_asked(services):
+    held = {name: rights(services[name]) for name in ("app", "app-worker", "collect")}
+    assert held["collect"] == {"/lake": "rw", "/inferences": "ro", "/trail": "rw"}
+    assert held["app"] == {"/lake": "ro", "/inferences": "rw", "/state": "rw", "/live": "rw", "/trail": "rw"}
+    assert held["app-worker"] == {"/inferences": "ro"}
+    assert {name for name, service in services.items() if "/lake" in rights(service)} == {"places", "app", "collect"}
+
+
+def test_a_certificate_may_be_handed_in(services, tmp_path):
+    assert mounts(services["proxy"]) == {"/tls": "tls"}
+    chosen = resolved(FILES[0], SPIRA_TLS=str(tmp_path))
+    assert mounts(chosen["services"]["proxy"]) == {"/tls": str(tmp_path)}
 
 
 def test_the_model_server_cannot_write_its_store(services):
@@ -200,7 +256,7 @@ def test_steps_and_proxy_agree(services):
     volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
     assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [
         *volumes,
-        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT")),
+        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT", "LIVE")),
     ]
 
 
@@ -303,6 +359,8 @@ def test_addresses():
     assert compose.address("mlflow", ports | {"SPIRA_BIND": "0.0.0.0"}) == "http://127.0.0.1:2"  # noqa: S104
     assert compose.address("airflow-apiserver", ports | {"SPIRA_BIND": "10.0.0.1"}) == "http://10.0.0.1:1"
     assert compose.address("postgres", ports) == ""
+    assert compose.address("proxy", {"APP_PORT": "4", "SPIRA_BIND": "10.0.0.1"}) == "https://127.0.0.1:4"
+    assert compose.address("proxy", {"APP_PORT": "4", "SPIRA_APP_BIND": "10.0.0.1"}) == "https://10.0.0.1:4"
 
 
 @pytest.mark.parametrize(
@@ -348,6 +406,7 @@ def test_ports_are_the_defaults_or_those_asked_for(ports):
         "INFERENCE_PORT": "8085",
         "GATEWAY_PORT": "8090",
         "PROMETHEUS_PORT": "9090",
+        "APP_PORT": "8443",
     }
     assert ports(AIRFLOW_PORT="9000") == found
 

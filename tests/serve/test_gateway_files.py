@@ -101,6 +101,21 @@ def test_the_first_client_is_made_once(tmp_path):
     assert files.read(file, clients.Clients).clients == {}, "whoever removed it does not want it back"
 
 
+def test_the_apps_client_has_the_key_that_its_secret_holds(tmp_path):
+    file, secret = tmp_path / "clients.json", tmp_path / "secret"
+    other = clients.add(file, "ward-7")
+    for key in ("x" * 43, "x" * 43, "y" * 43):
+        secret.write_text(f"{key}\n")
+        clients.keep(file, "app", secret, "600/second")
+        known = files.read(file, clients.Clients)
+        assert clients.owner(known, key) == "app"
+        assert clients.owner(known, other) == "ward-7"
+    assert clients.owner(known, "x" * 43) is None, "the old key opens nothing"
+    assert known.clients["app"].rate == "600/second"
+    with pytest.raises(Mistake, match=r"nowhere: cannot be read .*it holds the key of the client `app`"):
+        clients.keep(file, "app", tmp_path / "nowhere", "600/second")
+
+
 def test_the_canary_draws_its_share_of_clients_and_keeps_them():
     names = [f"client-{n}" for n in range(2000)]
 

@@ -55,7 +55,7 @@ function answered(place, record, sound, changed) {
 function strength(kind, probability) {
   if (kind === 'inconclusive') return t('answer.undecided');
   const sure = Math.abs(probability - 0.5);
-  return t(sure >= 0.4 ? 'answer.strong' : sure >= 0.2 ? 'answer.moderate' : 'answer.weak');
+  return t(`answer.strength.${kind}`)[sure >= 0.4 ? 2 : sure >= 0.2 ? 1 : 0];
 }
 
 function decided({ decision }) {

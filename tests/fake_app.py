@@ -1,7 +1,7 @@
 """The API of the app as the pages see it, in memory and at a test's command: what is slow, broken or down when.
 
 The tests of the app itself use the real one; a page has to live through states that no test can provoke there.
-`python tests/app/fake.py` serves it for a look.
+`python tests/fake_app.py` serves it for a look.
 """
 
 import asyncio
@@ -35,11 +35,12 @@ ANSWER: dict[str, Any] = {
     "window_seconds": 4.0,
     "step_seconds": 1.0,
 }
+# version -> (n, and accuracy, sensitivity, specificity, each with its interval)
 LIVE = {
-    "2026-11-05-7a7d4e72": {"n": 84, "accuracy": (0.881, 0.795, 0.934), "sensitivity": (0.9, 0.77, 0.96), "specificity": (0.864, 0.733, 0.936)},
-    "2026-10-29-1c02b9e4": {"n": 131, "accuracy": (0.824, 0.75, 0.88), "sensitivity": (0.85, 0.74, 0.92), "specificity": (0.8, 0.69, 0.88)},
-    "2026-11-12-55ad4a4c": {"n": 11, "accuracy": (0.727, 0.434, 0.903), "sensitivity": (0.8, 0.376, 0.964), "specificity": (0.667, 0.3, 0.903)},
-}  # fmt: skip
+    "2026-11-05-7a7d4e72": (84, (0.881, 0.795, 0.934), (0.9, 0.77, 0.96), (0.864, 0.733, 0.936)),
+    "2026-10-29-1c02b9e4": (131, (0.824, 0.75, 0.88), (0.85, 0.74, 0.92), (0.8, 0.69, 0.88)),
+    "2026-11-12-55ad4a4c": (11, (0.727, 0.434, 0.903), (0.8, 0.376, 0.964), (0.667, 0.3, 0.903)),
+}
 
 
 def now() -> str:
@@ -67,6 +68,13 @@ class Fake:
     live: dict[str, Any] = field(default_factory=dict)
     labels: list[dict[str, Any]] = field(default_factory=list)
     posted: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def received(self) -> bytes:
+        """The one recording that was sent."""
+        (content,) = self.audio.values()
+        return bytes(content)
 
 
 def problem(status: int, error: str, detail: str = "said for programs", **more: Any) -> Response:
@@ -250,10 +258,9 @@ def _collect(app: FastAPI, fake: Fake) -> None:
 def full() -> Fake:
     """A server on which something has happened."""
     fake, at = Fake(), now()
-    fake.live = {
-        version: {"n": one["n"]} | {name: dict(zip(("value", "low", "high"), one[name], strict=True)) for name in one if name != "n"}
-        for version, one in LIVE.items()
-    }
+    for version, (n, *shares) in LIVE.items():
+        named = [dict(zip(("value", "low", "high"), share, strict=True)) for share in shares]
+        fake.live[version] = {"n": n} | dict(zip(("accuracy", "sensitivity", "specificity"), named, strict=True))
     fake.dead = [
         {"id": "5f0c2e9a" * 4, "error": "model_server", "detail": "no model answers", "tries": 5, "at": at},
         {"id": "81d3b7aa" * 4, "error": "odd_word", "detail": "the gateway said 418", "tries": 5, "at": at},

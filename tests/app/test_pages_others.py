@@ -1,69 +1,25 @@
-"""The collector's and the engineer's pages, accessibility of every state, languages, themes, and what the server sends."""
+"""Collector, engineer, accessibility of every state, languages, themes, and what the server sends."""
 
-import hashlib
 import re
 
-import fake as fakes
+import fake_app as fakes
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from phone import DESK, PHONE, Phone
-from test_pages import browser, phone, server, spoken, tone, wav  # noqa: F401 - fixtures
+from phone import DESK
 
 from serve.app.pages import pages
 
 NEGATIVE = fakes.ANSWER | {"probability": 0.1, "calibrated": 0.06, "diagnosis": "negative"}
-INCONCLUSIVE = fakes.ANSWER | {"calibrated": 0.52, "diagnosis": "inconclusive", "warnings": ["quiet", "unfamiliar_sound", "a_new_one"]}
+INCONCLUSIVE = fakes.ANSWER | {
+    "calibrated": 0.52,
+    "diagnosis": "inconclusive",
+    "warnings": ["quiet", "unfamiliar_sound", "a_new_one"],
+}
 
 
 @pytest.mark.slow
-def test_collecting(phone, server, spoken):  # noqa: F811
-    page = phone.open("/collect")
-    assert "consentimento, prontuário ou código, gravação" in page.inner_text("#missing")
-    page.fill("#collect [name=subject]", "77001")
-    page.fill("[name=site]", "enfermaria 3")
-    page.fill("[name=age]", "58")
-    page.fill("[name=spo2]", "91.5")
-    phone.choose(spoken[1])
-    assert "consentimento" in page.inner_text("#missing") and page.is_disabled("#collect > button.main")
-    page.check("[name=consent]")
-    page.click("#collect > button.main")
-    assert "Gravação guardada" in phone.text("#day-told")
-    (facts,) = server.posted
-    assert facts.pop("collected_at").endswith("Z")
-    assert facts == {
-        "subject": "77001", "site": "enfermaria 3", "age": 58, "spo2": 91.5, "sentence": "frase", "consent": True,
-        "consent_training": False,
-    }  # fmt: skip
-    assert not page.is_checked("[name=consent]") and page.input_value("#collect [name=subject]") == ""
-    assert page.input_value("[name=site]") == "enfermaria 3"  # the ward stays, the person does not
-
-    page.click("#recordings button")
-    page.click("#labelling label:has([value=control])")
-    page.fill("#labelling [name=why]", "alta")
-    page.click("#labelling [value=yes]")
-    assert phone.text("#day-told >> text=Rótulo registrado")
-    assert server.labels == [{"id": hashlib.sha256(spoken[1]).hexdigest()[:32], "label": "control", "why": "alta"}]
-
-    page.fill("#withdraw [name=subject]", "77001")
-    page.click("#withdraw button")
-    assert page.is_disabled("#withdrawing [value=yes]")
-    page.keyboard.press("Escape")
-    assert server.withdrawn == []
-    page.click("#withdraw button")
-    page.check("#withdrawing [name=sure]")
-    page.click("#withdrawing [value=yes]")
-    assert phone.text("#day-told >> text=Pessoa retirada")
-    assert server.withdrawn == ["77001"] and "Retirada" in page.inner_text("#recordings")
-    page.fill("#withdraw [name=subject]", "nobody")
-    page.click("#withdraw button")
-    page.check("#withdrawing [name=sure]")
-    page.click("#withdrawing [value=yes]")
-    assert "Nenhuma gravação encontrada" in phone.text("#withdraw .wrong")
-
-
-@pytest.mark.slow
-def test_collecting_goes_wrong(phone, server, spoken):  # noqa: F811
+def test_collecting_goes_wrong(phone, server, spoken):
     page = phone.open("/collect")
     page.check("[name=consent]")
     page.fill("#collect [name=subject]", "77001")
@@ -82,7 +38,7 @@ def test_collecting_goes_wrong(phone, server, spoken):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_engineer(phone, server):  # noqa: F811
+def test_engineer(phone, server):
     page = phone.open("/engineer")
     assert "88%" in phone.text("#live") and "poucos casos" in page.inner_text("#live")
     assert page.locator("#live .range").count() == 3
@@ -94,7 +50,7 @@ def test_engineer(phone, server):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_roles(phone, server):  # noqa: F811
+def test_roles(phone, server):
     server.roles = ["collector"]
     page = phone.open("/")
     assert page.is_visible("#forbidden") and page.is_hidden("#page")
@@ -107,25 +63,31 @@ def test_roles(phone, server):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("theme", "view"), [("light", PHONE), ("dark", DESK)])
-def test_accessible(browser, server, spoken, theme, view):  # noqa: F811
-    """Every page and state passes axe, WCAG 2.2 AA and best practice."""
-    phone = Phone(browser, server.url, color_scheme=theme, viewport=view, reduced_motion="reduce")  # noqa: F811
+def test_accessible(phone, server, spoken, tone):
+    """Every page and state passes axe, WCAG 2.2 AA and best practice; contrast in the dark as well."""
     page, found = phone.page, []
 
-    def look(where: str) -> None:
-        found.extend(phone.axe(f"{where}, {theme}"))
+    def light() -> None:
+        page.evaluate("document.documentElement.dataset.theme = 'light'")
 
+    def look(where: str) -> None:
+        light()
+        found.extend(phone.axe(where))
+        page.evaluate("document.documentElement.dataset.theme = 'dark'")
+        found.extend(phone.axe(f"{where}, dark", contrast=True))
+
+    page.emulate_media(reduced_motion="reduce")
+    server.logins.clear()
     page.goto(server.url)
     page.wait_for_selector("#login:not([hidden])")
     page.click("#login button")
     look("login")
     phone.open()
-    assert page.evaluate("document.documentElement.dataset.theme") == theme
     look("nurse")
     page.click("#record")
     page.wait_for_selector("[data-state=recording]")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1500)
+    phone.picture("app-phone-recording")
     look("recording")
     page.click("#record")
     page.wait_for_selector(".review:not([hidden])")
@@ -140,43 +102,51 @@ def test_accessible(browser, server, spoken, theme, view):  # noqa: F811
     look("offline")
     phone.context.set_offline(False)
     page.wait_for_selector("#answer:not([hidden])")
+    light()
+    phone.picture("app-phone-answer")
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     look("positive")
     for result in ({"answer": NEGATIVE}, {"answer": INCONCLUSIVE}, {"error": "silent", "detail": ""}):
         server.result = result
         page.click(".next")
-        phone.choose(wav(tone(2, 0.003)) if "error" in result else spoken[1])
+        phone.choose(tone(2, 0.003) if "error" in result else spoken[1])
         phone.send()
         page.wait_for_selector("#answer:not([hidden])")
         look(str(result)[:60])
+    page.set_viewport_size(DESK)
     phone.open("/collect")
     page.check("[name=consent]")
-    page.fill("#collect [name=subject]", "1")
+    page.fill("#collect [name=subject]", "77001")
     phone.choose(spoken[1])
+    phone.picture("app-collector")
     look("collect")
     page.click("#collect > button.main")
     page.click("#recordings button")
     look("label")
     page.keyboard.press("Escape")
-    page.fill("#withdraw [name=subject]", "1")
+    page.fill("#withdraw [name=subject]", "77001")
     page.click("#withdraw button")
     look("withdraw")
     phone.open("/engineer")
     page.wait_for_selector("#dead table")
+    phone.picture("app-engineer")
     look("engineer")
     server.refuse["/v1/dead"] = server.refuse["/v1/live"] = (503, "busy")
     page.click("#refresh")
     page.wait_for_selector("#live .wrong")
     look("engineer, wrong")
-    phone.close()
-    assert found == [] and phone.faults == []
+    assert found == []
 
 
 @pytest.mark.slow
-def test_theme_and_language_stay(phone, server):  # noqa: F811
-    page = phone.open()
+def test_theme_and_language_stay(phone, server):
+    page = phone.page
     theme = "document.documentElement.dataset.theme"
-    assert page.evaluate(theme) == "light"
+    page.emulate_media(color_scheme="dark")
+    phone.open()
+    assert page.evaluate(theme) == "dark"
+    page.emulate_media(color_scheme="light")
+    phone.until(lambda: page.evaluate(theme) == "light", "the page does not follow the device")
     page.click("#theme")
     page.reload()
     assert page.evaluate(theme) == "dark"
@@ -206,7 +176,7 @@ def test_headers(client):
     for address in addresses:
         file = client.get(address)
         assert file.status_code == 200 and "immutable" in file.headers["Cache-Control"]
-        fresh = client.get(address, headers={"If-None-Match": f'W/{file.headers["ETag"]}'})
+        fresh = client.get(address, headers={"If-None-Match": f"W/{file.headers['ETag']}"})
         assert fresh.status_code == 304 and fresh.content == b""
     old = client.get("/static/000000000000/nurse.js")
     assert old.status_code == 200 and old.headers["Cache-Control"] == "no-cache"

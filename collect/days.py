@@ -6,9 +6,7 @@ from pydantic import BaseModel, Field
 
 from collect import ledger
 from collect.place import AREA
-from spira_train.store import Lake
-
-CLOSED = "closed.json"  # written by `spira-train collected`
+from spira_train.store import CLOSED, Lake
 
 
 class Day(BaseModel):

@@ -37,7 +37,8 @@ def settle(lake: Lake, day: str) -> dict[str, int]:
     """Move what is to be trained on to landing, and what is not away from it; then write metadata.csv.
 
     What others delivered for that day stays as it is. Returns counts: landed, waiting, withdrawn, missing (files that
-    somebody deleted). Raises `BadInput` where metadata.csv of others cannot be read.
+    somebody deleted). Raises `BadInput` where metadata.csv of others cannot be read; all recordings have moved
+    by then.
     """
     with door(lake):
         return settle_inside(lake, day)
@@ -48,7 +49,6 @@ def settle_inside(lake: Lake, day: str) -> dict[str, int]:
     found = ledger.recordings(lake, day)
     if not found:
         return _counts([], set())
-    there_is = _delivered(lake, day, {one.file for one in found.values()})
     landed, waiting = set(names(lake, "landing", day)), set(names(lake, AREA, day, "waiting"))
     missing = set()
     for one in found.values():
@@ -71,7 +71,7 @@ def settle_inside(lake: Lake, day: str) -> dict[str, int]:
         for name in filter(_PARTIAL.fullmatch, names(lake, *folder)):
             remove(lake, *folder, name)
     rows = [_row(one) for one in found.values() if one.state == "landed" and one.id not in missing]
-    _write(lake, day, there_is, rows)
+    _write(lake, day, _delivered(lake, day, {one.file for one in found.values()}), rows)
     return _counts(found.values(), missing)
 
 

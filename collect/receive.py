@@ -119,10 +119,7 @@ def recover(lake: Lake) -> None:
         for name in sorted(ledger.withdrawn(lake)):
             _leave(lake, name)
         for day in ledger.days(lake):
-            try:
-                settle_inside(lake, day)
-            except BadInput as error:  # what others delivered for one day does not keep the others waiting
-                log.error("%s", error)
+            _settle(lake, day)
 
 
 def _leave(lake: Lake, name: str) -> None:
@@ -131,10 +128,17 @@ def _leave(lake: Lake, name: str) -> None:
     for day in note["days"]:
         if any(event.endswith(f"-{WITHDRAWN}-{name}.json") for event in ledger.listing(lake, day).names):
             continue
-        settle_inside(lake, day)
+        _settle(lake, day)
         for area in ("audio", "features"):  # caches: the next run makes them anew, without the subject
             remove(lake, area, day)
         ledger.append(lake, day, WITHDRAWN, name, subject=name, who=note["who"])
+
+
+def _settle(lake: Lake, day: str) -> None:
+    try:
+        settle_inside(lake, day)
+    except BadInput as error:  # others delivered an unreadable metadata.csv: the recordings have moved all the same
+        log.error("%s", error)
 
 
 def _receipt(one: Recording, again: bool) -> Receipt:

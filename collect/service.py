@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 import access.settings
 from access import failures, trail
 from access.accounts import Role
-from access.web import Person, attach, who
+from access.web import Person, attach, router, who
 from collect import ledger, receive
 from collect.days import Day, overview
 from collect.facts import WORDS, Facts, Label, Wrong
@@ -155,6 +155,7 @@ def create(settings: Settings, shared: access.settings.Settings) -> FastAPI:
         app.add_api_route(
             path, endpoint, methods=[method], response_model=model, summary=summary, responses=known, **more
         )
+    app.include_router(router())
     app.add_api_route("/healthz", alive, methods=["GET"], summary="Whether the service is alive")
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     return app

@@ -66,6 +66,7 @@ REACH = {
     "verify": Reach(models="write", keys="read", network=True),  # holds the model store while it rolls back
     "rollback": Reach(runs=None, models="write", keys="read", network=True),
     "watch": Reach(lake="read", models="read", audit="read", network=True),
+    "collected": Reach(lake="write", runs=None, network=True),  # MLflow's versions, to mark them
     "reconcile": Reach(runs=None, models="write", keys="read", network=True),
 }
 

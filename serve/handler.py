@@ -108,8 +108,13 @@ class Handler:
             "diagnosis": self.predictor.diagnosis(calibrated),
             "warnings": self.warnings(heard, recording, prediction.features),
             "heard": heard,
+            "decision": {name: self.predictor.description["decision"][name] for name in ("threshold", "band")},
         }
-        return answer | ({"windows": prediction.windows} if windows else {})
+        if not windows:
+            return answer
+        rate = self.audio.SAMPLE_RATE
+        cut = {"window_seconds": self.predictor.size / rate, "step_seconds": self.predictor.step / rate}
+        return answer | {"windows": prediction.windows} | cut
 
     def warnings(self, heard: dict[str, float], recording: Any, features: list[float]) -> list[str]:
         """What makes an answer doubtful: a poor recording, or one unlike all that the model was trained on."""

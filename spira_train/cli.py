@@ -231,9 +231,21 @@ def watch(
     facts = step.run(audit=file, models=models, mlflow=mlflow, days=days, out=out)
     for text in facts["drift"]:
         say(f"watch: drift: {text}")
-    newest = (Lake(lake).partitions() or [""])[-1] if lake else ""
+    newest = (Lake(lake).landed() or [""])[-1] if lake else ""
     shown = {name: value for name, value in facts.items() if name != "findings"}
     emit("watch", message="; ".join(facts["drift"]), **shown, newest=newest)
+
+
+@app.command()
+def collected(
+    lake: LakeOption,
+    mlflow: Annotated[str, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow's address")] = "",
+    by: Annotated[str, typer.Option("--by", help="Who asks; the same one is told the same days again")] = "",
+) -> None:
+    """Close the days of the collection that are over; mark versions that were trained on withdrawn recordings."""
+    from spira_train import collected as step
+
+    emit("collected", **step.run(lake=Lake(lake), mlflow=mlflow or None, by=by))
 
 
 app.registered_commands += workshop.app.registered_commands
@@ -242,7 +254,7 @@ app.registered_commands += workshop.app.registered_commands
 def _partitions(config: configuration.Config, lake: Lake, only: str) -> list[str]:
     from spira_train.dataset import window_of
 
-    return [only] if only else window_of(config, lake.partitions())
+    return [only] if only else window_of(config, lake.landed())
 
 
 def _extracted(lake: Lake, partition: str) -> bool:

@@ -28,6 +28,7 @@ _TAGS = ("name", "version", "content", "partition", "weights", "description", "b
 _FILES = (
     "config.json",
     "train/report.json",
+    "train/recordings.json",
     *(f"validate/{name}.json" for name in ("metrics", "evidence", "verdict", "blessing", "statistics", "drift")),
     "validate/report.html",
     *(f"package/{name}" for name in ("package.json", "infra.json", "model-card.md", signing.SIGNATURE)),

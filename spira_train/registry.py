@@ -4,6 +4,7 @@
 the server and the aliases change together: `spira_train/reconcile.py`.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import requests
 
 from spira_train.outcome import TryAgain
+from spira_train.store import scratch
 
 MODEL = "spira"
 EXPERIMENT = "spira"
@@ -199,6 +201,18 @@ class Registry:
             raise OSError(f"the archive of version {version} is not there")
 
         return self._guard(fetch)
+
+    def recordings(self, version: str) -> dict[str, str] | None:
+        """What `version` was trained on (see `train.trained_on`); None where that is not on record."""
+        known = self._guard(lambda: self.client.get_model_version(MODEL, version))
+        found = self._guard(lambda: self.client.list_artifacts(str(known.run_id), "train"))
+        if not any(entry.path == "train/recordings.json" for entry in found):
+            return None
+        with scratch("spira-recordings-") as folder:
+            file = self._guard(
+                lambda: self.client.download_artifacts(str(known.run_id), "train/recordings.json", str(folder))
+            )
+            return dict(json.loads(Path(file).read_text()))
 
     def _archives(self, known: Any) -> list[str]:
         """Where the archive of a version is among its run's artifacts."""

@@ -81,6 +81,9 @@ def _rows(facts: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, Render
     for alias in (CHAMPION, PREVIOUS, CHALLENGER):
         if tags := named.get(alias):
             yield alias, Text(f"{tags['version']}, version {tags['number']} of MLflow's {tags['name']}")
+            if "withdrawn" in tags:
+                said = f"{alias} was trained on {tags['withdrawn']} recordings that were withdrawn since"
+                yield "", Text(f"{said}; the next training leaves them out", style="yellow")
     agreed, words = agreement(facts)
     mark, style = {True: ("✓ ", "green"), False: ("✗ ", "bold red"), None: ("? ", "yellow")}[agreed]
     yield "", Text(mark + words, style=style)

@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from spira_train.outcome import BadInput, TryAgain
 
 REPORT = "report.json"
+CLOSED = "closed.json"  # in collection/<day>: the day is over and was handed to training
 _KEY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -66,6 +67,15 @@ class Lake:
     def partitions(self, kind: str = "landing") -> list[str]:
         """Partition keys (`YYYY-MM-DD`) under `kind`, oldest first."""
         return [name for name in self.folders(kind) if _KEY.fullmatch(name)]
+
+    def landed(self) -> list[str]:
+        """The partitions of landing that are complete, oldest first: all but the days still open to the collection."""
+        open_ = {
+            day
+            for day in self.partitions("collection")
+            if self.exists("collection", day, "events") and not self.exists("collection", day, CLOSED)
+        }
+        return [day for day in self.partitions() if day not in open_]
 
     def files(self, *parts: str) -> list[str]:
         """Paths of all visible files under `parts`, relative to it, sorted."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spira_train.config import Config
 from spira_train.dataset import Dataset, load, window_of
-from spira_train.featurise import finished
+from spira_train.featurise import finished, manifest
 from spira_train.model import build, parameters
 from spira_train.outcome import BadInput, NothingToDo
 from spira_train.progress import say
@@ -24,15 +24,16 @@ from spira_train.store import Lake, local_lake, read_report, write_atomic
 from spira_train.tracking import Tracker
 
 LIBRARIES = ("torch", "numpy")
+RECORDINGS = "recordings.json"  # what a version was trained on: needed when a subject withdraws
 
 
 def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> dict[str, Any]:
-    """Write `train/` of a run: model.safetensors, model.json, curves.json.
+    """Write `train/` of a run: model.safetensors, model.json, curves.json, recordings.json.
 
     Raises `NothingToDo` where a newer partition has landed and the run does not ask to train for each.
     """
     device = choose_device(config.train.device)
-    folders = finished(lake, config, window_of(config, lake.partitions()))
+    folders = finished(lake, config, window_of(config, lake.landed()))
     inputs = {f"features/{key}": report["fingerprint"] for key, (_, report) in folders.items()}
     parts = {name: getattr(config, name).model_dump(mode="json") for name in ("data", "features", "model", "train")}
     choices = parts | {
@@ -44,7 +45,7 @@ def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> 
     identity = fingerprint("train", module="train", config=choices, inputs=inputs, libraries=LIBRARIES)
     fs, destination = local_lake(run / "train")
     done = read_report(fs, destination)
-    newest = max(lake.partitions(), default=config.partition)
+    newest = max(lake.landed(), default=config.partition)
     if newest > config.partition and not config.train_each and not (done and done["fingerprint"] == identity):
         raise NothingToDo(f"partition {newest} has landed since; the newest trains for all (train_each asks for more)")
 
@@ -58,6 +59,7 @@ def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> 
         description = describe(config, splits["train"], state) | decide(config, splits["validation"], state)
         (folder / "model.json").write_text(json.dumps(description, indent=1))
         (folder / "curves.json").write_text(json.dumps(state.curves, indent=1, allow_nan=False))
+        (folder / RECORDINGS).write_text(json.dumps(trained_on(lake, list(folders), splits), indent=1, sort_keys=True))
         tracker.finish(folder)
         return {
             "recordings": {name: len(split) for name, split in splits.items()},
@@ -72,6 +74,13 @@ def run(*, run: Path, lake: Lake, config: Config, mlflow: str | None = None) -> 
     report = perform("train", identity, fs, destination, work, inputs)
     checkpoint.unlink(missing_ok=True)
     return report
+
+
+def trained_on(lake: Lake, partitions: Sequence[str], splits: Mapping[str, Dataset]) -> dict[str, str]:
+    """Identity of every recording that shaped the model -> SHA-256 of the bytes in which it was delivered."""
+    used = {recording for split in splits.values() for recording in split.recordings}
+    rows = [row for key in partitions for row in manifest(lake, key)]
+    return {row["recording"]: row["source_digest"] for row in rows if row["recording"] in used}
 
 
 def choose_device(wanted: str) -> torch.device:

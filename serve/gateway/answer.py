@@ -24,6 +24,13 @@ class Heard(BaseModel):
     bandwidth_hz: float = Field(description="the highest frequency in it: a telephone leaves 3400")
 
 
+class Decision(BaseModel):
+    """How the diagnosis follows: inconclusive where `calibrated` is within `band` of `threshold`, else by its side."""
+
+    threshold: float
+    band: float
+
+
 class Prediction(BaseModel):
     """The answer to one recording."""
 
@@ -37,7 +44,12 @@ class Prediction(BaseModel):
     )
     heard: Heard | None = Field(None, description="absent where the model's archive is older than this field")
     model: Model
+    decision: Decision | None = Field(None, description="absent where the model's archive is older than this field")
     windows: list[float] | None = Field(None, description="the probability of each window, where asked for")
+    window_seconds: float | None = Field(None, description="length of a window, with `windows`")
+    step_seconds: float | None = Field(
+        None, description="from the start of a window to the next one's; the last one ends with the recording"
+    )
 
 
 def shaped(reply: Reply, request_id: str) -> Prediction | None:

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fastapi import Depends, FastAPI
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from access import accounts, web
 from access.accounts import Login, Role, digest
@@ -183,6 +184,20 @@ def test_tries_are_forgotten_in_time_and_never_grow_without_end(monkeypatch):
     for number in range(50):
         tries.take(f"guess-{number}", "here")
     assert len(tries._known) <= 11
+
+
+def test_a_database_that_is_away_is_said_so_and_counts_as_no_try(client, monkeypatch):
+    def away(*_: object) -> None:
+        raise OperationalError("SELECT 'Maria'", None, OSError("gone"))
+
+    monkeypatch.setattr(accounts, "checked", away)
+    for _ in range(7):
+        answer = client.post("/v1/session", json=NURSE)
+        assert refused(answer) == (503, "database")
+        assert answer.headers["retry-after"] == "2"
+        assert "Maria" not in answer.text
+    monkeypatch.undo()
+    log_in(client)
 
 
 @pytest.mark.parametrize(("field", "age"), [("created_at", timedelta(hours=12)), ("seen_at", timedelta(hours=2))])

@@ -18,7 +18,7 @@ def test_the_folder_parses_without_errors(monkeypatch):
 
     bag = DagBag(str(DAGS))
     assert bag.import_errors == {}
-    assert set(bag.dags) == {"spira_training", "spira_rollback", "spira_upkeep", "spira_watch"}
+    assert set(bag.dags) == {"spira_training", "spira_rollback", "spira_upkeep", "spira_watch", "spira_collection"}
 
 
 def test_it_imports_neither_torch_nor_the_training_package():

@@ -97,12 +97,13 @@ def test_each_way_of_sending_gives_torchserves_answer(gateway, served):
         requests.post(gateway.predict, files={"audio": ("maria.wav", content)}, headers=key, timeout=30),
         requests.post(gateway.predict, json={"audio": base64.b64encode(content).decode()}, headers=key, timeout=30),
     ]
+    fields = ("probability", "calibrated", "diagnosis", "warnings", "heard", "decision")
     for answer in ways:
         assert answer.status_code == 200, answer.text
         body = answer.json()
         assert body.pop("request_id") == answer.headers["X-Request-ID"]
         assert body.pop("model") == {"version": served[1], "content": theirs["model"]["content"]}
-        assert body == {name: theirs[name] for name in ("probability", "calibrated", "diagnosis", "warnings", "heard")}
+        assert body == {name: theirs[name] for name in fields}
     assert gateway.ask(content, params={"windows": "true"}).json()["windows"] == theirs["windows"]
 
 

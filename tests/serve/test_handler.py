@@ -58,7 +58,9 @@ def test_one_recording_in_every_form_gets_one_answer(loaded: Loaded) -> None:
     answers = loaded.ask(*forms)
     assert {status for status, _ in answers} == {200}
     assert len({round(body["probability"], 6) for _, body in answers}) == 1
-    assert set(answers[0][1]) == {"probability", "calibrated", "diagnosis", "warnings", "heard", "request_id", "model"}
+    facts = {"probability", "calibrated", "diagnosis", "warnings", "heard", "decision"}
+    assert set(answers[0][1]) == facts | {"request_id", "model"}
+    assert set(answers[0][1]["decision"]) == {"threshold", "band"}
     heard = answers[0][1]["heard"]
     assert (heard["seconds"], heard["bandwidth_hz"]) == (3.0, 8000.0)
     assert (heard["rms_dbfs"], heard["snr_db"]) == (pytest.approx(-22.3, abs=1), ANY)
@@ -73,6 +75,7 @@ def test_windows_only_when_asked(loaded: Loaded) -> None:
     answers += [loaded.ask({"body": content}, headers={"X-Spira-Windows": "true"})]
     for ((_, body),) in answers:
         assert len(body["windows"]) == 3
+        assert (body["window_seconds"], body["step_seconds"]) == (4.0, 1.0)
         assert body["probability"] == pytest.approx(sum(body["windows"]) / 3, abs=1e-12)
     assert "windows" not in loaded.ask({"audio": content, "windows": b"no"})[0][1]
 

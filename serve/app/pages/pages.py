@@ -21,8 +21,9 @@ PAGES = {"/": "nurse", "/collect": "collect", "/engineer": "engineer"}
 SENTENCES = ("frase", "parlenda", "sustentada", "aceite")  # what collection knows, see collect/facts.py
 LANGUAGE_COOKIE = "spira_lang"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; connect-src 'self'; "
-    "manifest-src 'self'; worker-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; "
+    "connect-src 'self'; manifest-src 'self'; worker-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -110,7 +111,7 @@ def router(settings: object = None) -> APIRouter:
 
     @routes.get("/static/{asked}/{name}")
     def file(asked: str, name: str, request: Request) -> Response:
-        """For ever where the address has the build of now; else to be asked for again (a page from before an update)."""
+        """For ever where the address has the build of now; a page from before an update asks again."""
         return _file(request, name, "public, max-age=31536000, immutable" if asked == build() else "no-cache")
 
     @routes.get("/sw.js")

@@ -1,7 +1,7 @@
 // An answer, or why there is none, as a nurse reads it.
 import { post } from './api.js';
 import { curve, scale } from './charts.js';
-import { $, complain, icon, make, say } from './dom.js';
+import { $, complain, fill, icon, make, say } from './dom.js';
 import { spectrogram } from './spectrogram.js';
 import { chance, explain, has, number, t, when } from './words.js';
 
@@ -35,7 +35,7 @@ function answered(place, record, sound, changed) {
   const probability = answer.calibrated ?? answer.probability;
   const kind = ['positive', 'negative'].includes(answer.diagnosis) ? answer.diagnosis : 'inconclusive';
   place.dataset.kind = kind;
-  place.replaceChildren(
+  fill(place,
     heading(kind, strength(kind, probability), t(`answer.${kind}`)),
     scale(probability, decided(answer)),
     make('p', {}, t(kind === 'inconclusive' ? 'answer.means_inconclusive' : 'answer.means', { n: chance(probability) })),
@@ -55,7 +55,7 @@ function answered(place, record, sound, changed) {
 function strength(kind, probability) {
   if (kind === 'inconclusive') return t('answer.undecided');
   const sure = Math.abs(probability - 0.5);
-  return t(sure >= 0.4 ? 'answer.strong' : sure >= 0.2 ? 'answer.moderate' : 'answer.weak');
+  return t(`answer.strength.${kind}`)[sure >= 0.4 ? 2 : sure >= 0.2 ? 1 : 0];
 }
 
 function decided({ decision }) {
@@ -77,7 +77,8 @@ function heard(answer, sound) {
   const axis = (...labels) => make('div', { class: 'y', 'aria-hidden': 'true' }, labels.map((label) => make('span', {}, label)));
   return make('section', { class: 'heard', 'aria-labelledby': 'heard-title' },
     make('h3', { id: 'heard-title' }, t('answer.sound')),
-    sound ? make('div', { class: 'plot' }, axis(`8 ${t('answer.kilohertz')}`, '4', '0'), make('canvas', { role: 'img', 'aria-label': t('answer.spectrogram') }))
+    sound && make('p', { class: 'small' }, t('answer.frequency')),
+    sound ? make('div', { class: 'plot' }, axis('8', '4', '0'), make('canvas', { role: 'img', 'aria-label': t('answer.spectrogram') }))
       : make('p', { class: 'quiet small' }, t('answer.no_audio')),
     drawn && make('p', { class: 'small' }, t('answer.windows')),
     drawn && make('div', { class: 'plot' }, axis('100', '50', '0'), drawn.picture),
@@ -101,11 +102,11 @@ function details(record) {
 // What turned out later; it can be corrected, and the server keeps every change.
 function later(record, changed) {
   const place = make('section', { class: 'later', 'aria-labelledby': 'later-title' });
-  const fill = (editing) => {
+  const render = (editing) => {
     const title = make('h3', { id: 'later-title' }, t('later.title'));
     if (record.label && !editing) {
       place.replaceChildren(title, make('p', { class: 'done' }, icon('check'), t(`later.${record.label}`)),
-        make('div', {}, make('button', { type: 'button', class: 'plain', onclick: () => { fill(true); $('input', place).focus(); } }, t('later.change'))));
+        make('div', {}, make('button', { type: 'button', class: 'plain', onclick: () => { render(true); $('input', place).focus(); } }, t('later.change'))));
       return;
     }
     const choice = (value, key) => make('label', {}, make('input', { type: 'radio', name: 'label', value }), make('span', {}, t(key)));
@@ -127,7 +128,7 @@ function later(record, changed) {
     try {
       await post(`/v1/inferences/${record.id}/label`, { label, why: form.elements.why.value.trim() });
       record.label = label;
-      fill(false);
+      render(false);
       say(t('later.saved'));
       $('button', place).focus();
       changed(record);
@@ -136,6 +137,6 @@ function later(record, changed) {
       complain(form, ...explain(failure));
     }
   };
-  fill(false);
+  render(false);
   return place;
 }

@@ -42,11 +42,12 @@ export class Days {
 
   entry(one) {
     const short = one.id.slice(0, 8);
-    const state = has(`collect.state.${one.state}`) ? t(`collect.state.${one.state}`) : one.state;
+    const kind = one.state === 'waiting' && one.label ? 'kept' : one.state; // labelled and yet waiting: without consent for training
+    const state = has(`collect.state.${kind}`) ? t(`collect.state.${kind}`) : one.state;
     const said = [one.label && t(`facts.${one.label}`), one.sentence && t(`sentences.${one.sentence}.name`), one.site].filter(Boolean).join(' · ');
     const action = one.state === 'withdrawn' ? null : make('button', { type: 'button', class: 'plain tight', 'aria-label': t('collect.label_of', { id: short }), onclick: () => this.label(one) }, t(one.label ? 'collect.relabel' : 'collect.label'));
     return make('li', {}, make('div', { class: 'item' }, make('span', { class: `spot ${one.state}`, 'aria-hidden': 'true' }),
-      make('span', { class: 'two' }, make('span', { class: 'what' }, state, ' ', make('code', {}, short)), make('span', { class: 'when' }, [when(one.received_at), said].filter(Boolean).join(' · '))), action));
+      make('span', { class: 'two' }, make('span', { class: 'what' }, state), make('span', { class: 'when' }, said), make('span', { class: 'when' }, `${when(one.received_at)} · `, make('code', {}, short))), action));
   }
 
   label(one) {

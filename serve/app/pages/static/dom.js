@@ -40,6 +40,9 @@ export function complain(place, text, detail = '') {
   box.replaceChildren(text || '', ...(detail ? [make('small', {}, detail)] : []));
 }
 
+// Replace what is inside; absent children are left out.
+export function fill(place, ...children) { place.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false)); }
+
 export function show(element, yes = true) { element.hidden = !yes; }
 
 // Draw on a canvas at the screen's own sharpness: (context, width, height) in CSS pixels.

@@ -16,31 +16,21 @@ const trouble = (place, failure) => place.replaceChildren(make('p', { class: 'wr
 const head = (...keys) => make('thead', {}, make('tr', {}, keys.map((key) => make('th', { scope: 'col' }, t(`engineer.${key}`)))));
 const cell = (key, ...inside) => make('td', { 'data-name': t(`engineer.${key}`) }, ...inside);
 
-// {value, low, high}, whichever of the usual shapes it comes in; null where nothing was counted.
-function proportion(found) {
-  if (found === null || found === undefined) return null;
-  if (typeof found === 'number') return { value: found, low: found, high: found };
-  const [low, high] = found.interval || found.ci || [found.low ?? found.lower, found.high ?? found.upper];
-  const value = found.value ?? found.share ?? found.estimate;
-  return Number.isFinite(value) ? { value, low: low ?? value, high: high ?? value } : null;
-}
-
 async function live() {
   const place = $('#live');
   let found;
   try { found = await get('/v1/live'); } catch (failure) { trouble(place, failure); return; }
-  const versions = found.versions || found;
-  const rows = Array.isArray(versions) ? versions : Object.entries(versions).map(([version, one]) => ({ version, ...one }));
+  const rows = Object.entries(found).map(([version, one]) => ({ version, ...one })).reverse(); // newest first
   if (!rows.length) { place.replaceChildren(make('p', { class: 'quiet' }, t('engineer.live_empty'))); return; }
   const share = (one) => (one ? [`${number(one.value * 100)}%`, make('small', {}, `${number(one.low * 100)}–${number(one.high * 100)}%`)] : ['–']);
   place.replaceChildren(make('div', { class: 'wide' }, make('table', { class: 'stack' }, head('version', 'n', 'accuracy', 'sensitivity', 'specificity'),
     make('tbody', {}, rows.map((row) => {
-      const accuracy = proportion(row.accuracy);
+      const { accuracy } = row; // {value, low, high}; absent where no answer was conclusive
       const label = accuracy && t('engineer.plot', { version: row.version, n: number(accuracy.value * 100), low: number(accuracy.low * 100), high: number(accuracy.high * 100) });
       return make('tr', {}, make('th', { scope: 'row' }, make('code', {}, row.version)),
-        cell('n', String(row.n), row.n < FEW && make('small', {}, t('engineer.few'))),
+        cell('n', String(row.n), make('small', {}, [row.inconclusive && t('engineer.inconclusive', { n: row.inconclusive }), row.n < FEW && t('engineer.few')].filter(Boolean).join(', '))),
         cell('accuracy', make('span', { class: 'both' }, make('span', {}, share(accuracy)), accuracy && interval(accuracy, label))),
-        cell('sensitivity', share(proportion(row.sensitivity))), cell('specificity', share(proportion(row.specificity))));
+        cell('sensitivity', share(row.sensitivity)), cell('specificity', share(row.specificity)));
     })))));
 }
 
@@ -48,14 +38,14 @@ async function dead() {
   const place = $('#dead');
   let found;
   try { found = await get('/v1/dead'); } catch (failure) { trouble(place, failure); return; }
-  const rows = Array.isArray(found) ? found : found.dead || found.items || [];
+  const rows = found;
   if (!rows.length) { place.replaceChildren(make('p', { class: 'quiet' }, t('engineer.dead_empty'))); return; }
   place.replaceChildren(make('div', { class: 'wide' }, make('table', { class: 'stack' }, head('when', 'reason', 'attempts', 'retry'),
     make('tbody', {}, rows.map(letter)))));
 }
 
 function letter(row) {
-  const id = row.inference_id || row.id;
+  const { id } = row;
   const retry = make('button', { type: 'button', class: 'plain tight', 'aria-label': t('engineer.retry_of', { id: id.slice(0, 8) }), onclick: async () => {
     retry.disabled = true;
     try {
@@ -70,8 +60,8 @@ function letter(row) {
     }
   } }, t('engineer.retry'));
   const sentence = has(`errors.${row.error}`) ? explain({ error: row.error })[0] : row.detail;
-  const line = make('tr', {}, make('th', { scope: 'row' }, when(row.at || row.created_at || ''), ' ', make('code', {}, id.slice(0, 8))),
+  const line = make('tr', {}, make('th', { scope: 'row' }, when(row.at), ' ', make('code', {}, id.slice(0, 8))),
     make('td', { class: 'full', 'data-name': t('engineer.reason') }, make('code', {}, row.error || ''), make('small', {}, sentence || row.detail || '')),
-    cell('attempts', String(row.tries ?? row.attempts ?? '–')), make('td', {}, retry));
+    cell('attempts', String(row.tries)), make('td', {}, retry));
   return line;
 }

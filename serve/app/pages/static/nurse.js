@@ -203,7 +203,7 @@ async function restore(account) {
 async function history() {
   let found;
   try { found = await get('/v1/inferences?limit=20'); } catch { return; } // the list that is there is better than none
-  const records = Array.isArray(found) ? found : found.inferences || found.items || [];
+  const records = found;
   show($('#history-empty'), !records.length);
   $('#history').replaceChildren(...records.map(entry));
 }

@@ -57,7 +57,6 @@ function ask(why, enter) {
   show($('#page'), false);
   show($('#forbidden'), false);
   complain(place, why);
-  form.name.focus();
   form.onsubmit = async (event) => {
     event.preventDefault();
     const button = $('button', form);
@@ -73,7 +72,8 @@ function ask(why, enter) {
       form.elements.password.value = '';
       if (person && person.name !== found.name) { location.reload(); return; } // nothing of one account is shown to another
       await enter(found);
-      $('#main').focus();
+      $('#main').focus({ preventScroll: true });
+      scrollTo({ top: 0 });
     } catch (failure) {
       complain(place, t(failure.status === 401 ? 'login.wrong' : failure.status === 429 ? 'login.many' : failure.offline ? 'errors.network' : 'errors.unknown'));
       form.elements.password.focus();

@@ -25,8 +25,9 @@ from rich.text import Text
 
 from local import compose, volumes
 from local.airflow_api import DAG_ID, FINISHED, Airflow
+from local.front_door import Door
 from local.ports import PortTaken, choose_ports
-from local.services import MODEL, SERVICES, var
+from local.services import MODEL, SERVICES, first_password, var
 from local.stack import addresses, console, down, login, state, up
 from serve import torchserve
 from spira_train.outcome import StepError
@@ -65,6 +66,7 @@ class Stage(NamedTuple):
     login: Callable[[], Airflow]
     server: Callable[[], torchserve.Server]
     fetch: Callable[[str, str], Path]  # (`lake` or `runs`, path in there) -> where it can be read on this machine
+    door: Callable[[], Door]
     addresses: Callable[[], list[str]]
 
 
@@ -86,6 +88,7 @@ def main() -> None:
             _show_metrics(run)
         _demand(newest["state"] == "success", why(airflow, newest))
         _show_serving(stage, run)
+        _show_front_door(stage, run)
         console.print(f"\n[bold]report[/] {run / 'validate/report.html'}", soft_wrap=True)
         for line in stage.addresses():
             console.print(line, soft_wrap=True)
@@ -108,6 +111,7 @@ def _processes() -> Iterator[Stage]:
             login=lambda: login(stack),
             server=lambda: torchserve.Server(*addressed, places["keys"]),
             fetch=lambda place, path: places[place] / path,
+            door=lambda: Door(stack["app"], "demo", first_password().read_text().strip()),
             addresses=lambda: addresses(stack),
         )
     finally:
@@ -136,11 +140,16 @@ def _containers() -> Iterator[Stage]:
             keys = volumes.fetch(chosen, "keys", "key_file.json", copies)
             return torchserve.Server(compose.address("torchserve", chosen), "http://unpublished", keys)
 
+        def door() -> Door:
+            authority = volumes.fetch(chosen, "tls", "tls.crt", copies)
+            return Door(compose.address("proxy", chosen), "demo", first_password().read_text().strip(), authority)
+
         yield Stage(
             lake=var() / "lake",
             login=lambda: Airflow.login(compose.address("airflow-apiserver", chosen), *compose.credentials(chosen)),
             server=server,
             fetch=lambda place, path: volumes.fetch(chosen, place, path, copies / place),
+            door=door,
             addresses=lambda: compose.addresses(chosen),
         )
     finally:
@@ -261,6 +270,19 @@ def _show_serving(stage: Stage, run: Path) -> None:
     console.print(f"[bold]served[/] {server.name} {expected}\n")
     for who, said in answers.items():
         console.print(f"[bold]{who}'s recording[/] → {said['diagnosis']}, probability {said['probability']:.3f}")
+
+
+def _show_front_door(stage: Stage, run: Path) -> None:
+    """One recording comes in by the front door, and the app is asked about it. It keeps its label to itself: with one
+    it would land as a partition of today, and this lake's newest day would be that."""
+    door, recording = stage.door(), _recording(stage, run, 1)
+    facts = {"consent": True, "consent_training": True, "subject": "demo", "site": "demonstration"}
+    receipt = door.collect(recording, facts)
+    words = {"waiting": "waits for its label", "landed": "is trained on from now on"}
+    console.print(f"\n[bold]collected[/] {receipt['id'][:12]} on {receipt['day']}: {words[receipt['state']]}")
+    answer = door.ask(recording)
+    said = f"{answer['diagnosis']}, probability {answer['probability']:.3f}, by {answer['model']['version']}"
+    console.print(f"[bold]asked[/] the app at {door.url} → {said}", soft_wrap=True)
 
 
 def _recording(stage: Stage, run: Path, label: int) -> bytes:

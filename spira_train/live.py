@@ -59,5 +59,5 @@ def lines(live: Mapping[str, Live]) -> Iterator[str]:
         if one.accuracy:
             value, low, high = (round(100 * part) for part in (one.accuracy.value, one.accuracy.low, one.accuracy.high))
             share = f"right on {value}% ({low} to {high})"
-        conclusive = one.n - one.inconclusive
-        yield f"{version}: {share} of {conclusive} conclusive answers with a later diagnosis, {one.inconclusive} inconclusive"
+        conclusive = f"{one.n - one.inconclusive} conclusive answers with a later diagnosis"
+        yield f"{version}: {share} of {conclusive}, {one.inconclusive} inconclusive"

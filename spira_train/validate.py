@@ -43,8 +43,8 @@ def run(
     """Write `validate/` of a run. The report's summary carries `exit` 20 and the reasons where the gate refuses.
 
     registry: where the champion is on record; without one there is none to compare with, and `register` will refuse the
-    blessing where it finds one. live: what the app counts of later diagnoses; the report shows it as it is now. It is no
-    input: a finished validation is not repeated because it has moved.
+    blessing where it finds one. live: what the app counts of later diagnoses; the report shows it as it is now. It
+    is no input: a finished validation is not repeated because it has moved.
     """
     plan, in_use = gates.read(gate), counted.read(live) if live else {}
     trained = read_report(*local_lake(run / "train"))

@@ -7,6 +7,8 @@ import uuid
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +24,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Problem, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(RequestValidationError, _invalid)
+    for away in (OperationalError, PoolTimeout):
+        app.add_exception_handler(away, _database_away)
     app.add_exception_handler(Exception, _crashed)
 
 
@@ -70,6 +74,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]  # its `input` may be a patient's data: named is the field, never the value
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     return failure(request, 422, "field", f"{where or 'the request'}: {first['msg']}")
+
+
+async def _database_away(request: Request, error: Exception) -> Response:
+    reason = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    log.error("%s: the database is away (%s)", request.state.request_id, type(reason).__name__)
+    return failure(request, 503, "database", "the database is away for a moment; try again", {"Retry-After": "2"})
 
 
 async def _crashed(request: Request, error: Exception) -> Response:

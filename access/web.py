@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Engine, delete, or_, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from access import accounts, failures, trail
@@ -79,6 +80,15 @@ class Tries:
                 del self._known[next(iter(self._known))]
             times.append(at)
 
+    def undo(self, name: str, address: str) -> None:
+        """The last try told nobody anything: the database was away."""
+        with self._lock:
+            times = self._known.get((name, address))
+            if times:
+                times.pop()
+            if not times:
+                self._known.pop((name, address), None)
+
     def forget(self, name: str, address: str) -> None:
         """It was the right password."""
         with self._lock:
@@ -127,8 +137,12 @@ def log_in(request: Request, response: Response, given: Credentials) -> Me:
     _same_origin(request)
     address = request.client.host if request.client else ""
     access.tries.take(given.name, address)
-    with access.read() as session:  # Argon2 takes its time: nobody's writing waits for it
-        account = accounts.checked(session, given.name, given.password)
+    try:
+        with access.read() as session:  # Argon2 takes its time: nobody's writing waits for it
+            account = accounts.checked(session, given.name, given.password)
+    except SQLAlchemyError:
+        access.tries.undo(given.name, address)
+        raise
     if account is None:
         trail.note(access.settings.trail_file, _known(access, given.name), "login_refused")
         raise Problem(401, "credentials", "name or password is wrong")

@@ -5,6 +5,7 @@ Settings come from the environment (collect/settings.py). A running service and 
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,8 @@ def serve() -> None:
     from collect.service import create
 
     settings = read(os.environ)
+    # Uvicorn ends in order, and then gives the signal on: an end that was asked for is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
     uvicorn.run(
         create(settings, access.settings.read(os.environ)),

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from access import trail
 from collect import receive
-from collect.facts import Facts, Label, Wrong
+from collect.facts import Facts, Label, Wrong, harmless
 from collect.facts import read as read_facts
 from collect.landing import settle
 from collect.ledger import Declined
@@ -68,11 +68,12 @@ async def _listen(settings: Settings, key: bytes) -> None:
         stream = client.jetstream()
         with suppress(BadRequestError):  # the app has made it, in its own way
             await stream.add_stream(StreamConfig(name=STREAM, subjects=[SUBJECT]))
-        consumer = ConsumerConfig(durable_name=DURABLE, ack_wait=ACK_SECONDS, max_deliver=-1)
+        # One at a time: a correction must not be overtaken by what it corrects, whatever is delivered again.
+        consumer = ConsumerConfig(durable_name=DURABLE, ack_wait=ACK_SECONDS, max_deliver=-1, max_ack_pending=1)
         labels = await stream.pull_subscribe(SUBJECT, durable=DURABLE, stream=STREAM, config=consumer)
         while True:
             try:
-                messages = await labels.fetch(10, timeout=5)
+                messages = await labels.fetch(1, timeout=5)
             except TimeoutError:
                 continue
             for message in messages:
@@ -104,14 +105,19 @@ def take(settings: Settings, key: bytes, content: bytes) -> receive.Receipt:
     """
     entered = Entered.model_validate(json.loads(content))
     day = receive.valid_day(entered.day)
-    fields = {name: value for name, value in entered.facts.items() if name in Facts.model_fields and name != "label"}
+    known = set(Facts.model_fields) - {"label"}
+    fields = {name: value for name, value in entered.facts.items() if name in known and value is not None}
     if not fields.get("consent_training"):
         raise Wrong("consent_training", "consent", "is not given")
     fields.setdefault("subject", pseudonym(key, f"inference {entered.inference_id}"))  # nobody said whose voice it is
     facts = read_facts(fields | {"consent": True})
     lake = Lake(settings.lake)
     kept = receive.receive(lake, None, sound(settings.audio, entered.audio), facts, entered.who, day=day)
-    given = receive.label(lake, kept.id, entered.label, entered.who, entered.why)
+    try:
+        why = harmless("why", entered.why)
+    except Wrong:  # the label is worth more than the words
+        why = ""
+    given = receive.label(lake, kept.id, entered.label, entered.who, why)
     try:
         settle(lake, given.day)
     except BadInput as error:  # others delivered something unreadable for that day; the ledger has the label

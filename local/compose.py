@@ -36,6 +36,7 @@ IMAGES = tuple(f"spira_{name}" for name in NAMES)
 PASSED = (
     "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
     "SPIRA_RETRAIN", "SPIRA_GRAFANA_IMAGE", "GRAFANA_PORT", "SPIRA_TRAIN_ON_CLOSE", "SPIRA_TLS", "SPIRA_HOST_NAME",
+    "SPIRA_APP_BIND",
 )  # fmt: skip
 
 
@@ -112,8 +113,10 @@ def asking(chosen: Mapping[str, str], *, terminal: bool = False) -> list[str]:
     stack = chosen["SPIRA_STACK_NAME"]
     words = ["docker", "run", "--rm", *(["--tty"] if terminal else []), "--user", "10001:10001", "--read-only"]
     words += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
-    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro", chosen["SPIRA_TRAIN_IMAGE"]]
+    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro"]
+    words += ["--volume", f"{stack}-live:/live:ro", chosen["SPIRA_TRAIN_IMAGE"]]
     words += ["spira-train", "status", "--mlflow", "http://mlflow:5000", "--keys", "/keys/key_file.json"]
+    words += ["--live", "/live/live.json"]
     return [*words, "--inference", "http://torchserve:8085", "--management", "http://torchserve:8086"]
 
 
@@ -198,7 +201,8 @@ def address(service: str, chosen: Mapping[str, str]) -> str:
     """The URL of a service on this machine; empty where it publishes nothing."""
     if service not in PORTS:
         return ""
-    host = chosen.get("SPIRA_BIND", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - nothing is bound here
+    bind = "SPIRA_APP_BIND" if service == "proxy" else "SPIRA_BIND"
+    host = chosen.get(bind, "127.0.0.1").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - nothing is bound here
     return f"http{'s' * (service == 'proxy')}://{host}:{chosen[PORTS[service]]}"
 
 

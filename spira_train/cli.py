@@ -31,6 +31,9 @@ InferenceOption = Annotated[str, typer.Option(envvar="SPIRA_INFERENCE", help="To
 ManagementOption = Annotated[str, typer.Option(envvar="SPIRA_MANAGEMENT", help="TorchServe's management address")]
 SigningKeyOption = Annotated[Path | None, typer.Option(envvar="SPIRA_SIGNING_KEY", help="Private key to sign with")]
 VerifyKeyOption = Annotated[Path | None, typer.Option(envvar="SPIRA_VERIFY_KEY", help="Public key of the signer")]
+LiveOption = Annotated[
+    Path | None, typer.Option(envvar="SPIRA_LIVE", help="The app's count of right answers, live.json")
+]
 KeysOption = Annotated[Path, typer.Option(envvar="SPIRA_KEYS", help="TorchServe's key_file.json")]
 INFERENCE, MANAGEMENT = "http://127.0.0.1:8085", "http://127.0.0.1:8086"
 
@@ -92,13 +95,15 @@ def validate(
     lake: LakeOption,
     gate: GateOption = configuration.CONFIG_DIR / "gate.yaml",
     mlflow: Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Where the champion is on record")] = "",
+    live: LiveOption = None,
 ) -> None:
     """Hold the model against the gate and the champion; write the quality blessing or refuse."""
     from spira_train import validate as step
     from spira_train.registry import Registry
 
     registry = Registry(mlflow) if mlflow else None
-    report = step.run(run=run, lake=Lake(lake), config=configuration.load(run), gate=gate, registry=registry)
+    config = configuration.load(run)
+    report = step.run(run=run, lake=Lake(lake), config=config, gate=gate, registry=registry, live=live)
     page = str(run / "validate" / "report.html")
     _finish("validate", report, report_page=page, report_link=report.get("link", ""))
 
@@ -200,12 +205,14 @@ def status(
     inference: InferenceOption = INFERENCE,
     management: ManagementOption = MANAGEMENT,
     keys: Annotated[Path | None, typer.Option(envvar="SPIRA_KEYS", help="TorchServe's key_file.json")] = None,
+    live: LiveOption = None,
 ) -> None:
     """Show what is served, since when and why, and what was refused lately; changes nothing."""
     from serve.torchserve import Server
     from spira_train import status as report
 
-    report.show(report.gather(mlflow=mlflow, server=Server(inference, management, keys)), Console(highlight=False))
+    facts = report.gather(mlflow=mlflow, server=Server(inference, management, keys), live=live)
+    report.show(facts, Console(highlight=False))
 
 
 @app.command()

@@ -8,6 +8,7 @@ import jinja2
 
 from spira_train import baseline, drift, figures, probes
 from spira_train.config import Config
+from spira_train.live import Live
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 # The probes by what they ask.
@@ -76,10 +77,12 @@ def render(
     drifted: Facts,
     misheard: Sequence[Facts],
     blind: Mapping[str, Sequence[float]] | None = None,
+    live: Mapping[str, Live] | None = None,
 ) -> str:
     """The page as HTML; the same inputs give the same bytes.
 
-    The arguments are what `validate` finds; blind: the baselines' answers, where their ROC curves shall be drawn.
+    The arguments are what `validate` finds; blind: the baselines' answers, where their ROC curves shall be drawn; live:
+    how right the served versions were on later diagnoses.
     """
     metrics, checks = found.get("metrics", {}), sorted_checks(verdict.get("checks", []))
     best = trained.get("summary", {}).get("best_epoch", 0)
@@ -111,6 +114,7 @@ def render(
         counts={"trained": statistics.get("data", {}).get("count", 0), "test": len(rows)},
         drifted=drifted,
         moved=[finding for finding in drifted.get("findings", []) if finding["drifted"]],
+        live=live or {},
         names=WORDS,
         columns=COLUMNS,
         settings=config.model_dump(mode="json"),

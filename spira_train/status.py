@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from serve import torchserve
 from serve.torchserve import Server
+from spira_train import live as counted
 from spira_train.outcome import TryAgain
 from spira_train.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry
 
@@ -17,13 +19,13 @@ REFUSALS, REASONS = 5, 2
 _WHY = {"clean.auc": "clean AUC", "clean.accuracy": "clean accuracy", "ward_noise.accuracy": "ward noise accuracy"}
 
 
-def gather(*, mlflow: str, server: Server) -> dict[str, Any]:
+def gather(*, mlflow: str, server: Server, live: Path | None = None) -> dict[str, Any]:
     """What the two say. Where one is away, what is asked of it is missing, and `away` says so, a line each.
 
     `served`: the version that answers, or None. `named`: alias -> tags of its version, with its `number`. `refused`:
-    see `Registry.refused`.
+    see `Registry.refused`. `live`: how right the versions were on later diagnoses, where the app counts them.
     """
-    facts: dict[str, Any] = {"away": [], "inference": server.inference}
+    facts: dict[str, Any] = {"away": [], "inference": server.inference, "live": counted.read(live) if live else {}}
     try:
         facts["served"] = torchserve.answering(server)
     except TryAgain as error:
@@ -88,6 +90,8 @@ def _rows(facts: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, Render
     if tags := named.get(CHAMPION):
         yield "since", Text(_since(tags.get("promoted_at"), now))
         yield "why", Group(*map(Text, _why(tags)))
+    if facts.get("live"):
+        yield "live", Group(*map(Text, counted.lines(facts["live"])))
     if facts.get("refused") == []:
         yield "refused", Text("nothing so far", style="dim")
 

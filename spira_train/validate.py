@@ -14,6 +14,7 @@ import torch
 
 from spira_train import champion, drift, evidence, featurise, inference, noise, probes, report
 from spira_train import gate as gates
+from spira_train import live as counted
 from spira_train.audio import SAMPLE_RATE, as_float, from_flac
 from spira_train.champion import Champion
 from spira_train.config import Config
@@ -30,13 +31,22 @@ LIBRARIES = ("torch", "torchaudio", "numpy", "scikit-learn", "scipy", "matplotli
 Row = Mapping[str, Any]
 
 
-def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry | None = None) -> dict[str, Any]:
+def run(
+    *,
+    run: Path,
+    lake: Lake,
+    config: Config,
+    gate: Path,
+    registry: Registry | None = None,
+    live: Path | None = None,
+) -> dict[str, Any]:
     """Write `validate/` of a run. The report's summary carries `exit` 20 and the reasons where the gate refuses.
 
     registry: where the champion is on record; without one there is none to compare with, and `register` will refuse the
-    blessing where it finds one.
+    blessing where it finds one. live: what the app counts of later diagnoses; the report shows it as it is now. It is no
+    input: a finished validation is not repeated because it has moved.
     """
-    plan = gates.read(gate)
+    plan, in_use = gates.read(gate), counted.read(live) if live else {}
     trained = read_report(*local_lake(run / "train"))
     if trained is None:
         raise BadInput(f"{run / 'train'}: no trained model; run `spira-train train` first")
@@ -138,6 +148,7 @@ def run(*, run: Path, lake: Lake, config: Config, gate: Path, registry: Registry
             drifted=drifted,
             misheard=_misheard(rows, asked, predictor, speech),
             blind=blind,
+            live=in_use,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
         return summary(found, verdict, drifted)

@@ -13,7 +13,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-
 KEY = "a key of the gateway's client for the app"
 _numbers, _lock = itertools.count(1), threading.Lock()
 

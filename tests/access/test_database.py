@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -126,14 +127,18 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
 @pytest.mark.slow
 def test_postgres_as_well(tmp_path):
     """A real server on a socket of its own; as somebody else where we are root, whom it refuses."""
-    data, socket = tmp_path / "data", tmp_path / "s"
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path stands in a folder that nobody else gets into
+        Path(folder).chmod(0o755)
+        postgres_as_well(tmp_path, Path(folder))
+
+
+def postgres_as_well(tmp_path: Path, place: Path) -> None:
+    data, socket = place / "data", place / "s"
     whom = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
     for folder in (data, socket):
         folder.mkdir()
         if whom:
             shutil.chown(folder, "nobody", "nogroup")
-    for folder in [tmp_path, *tmp_path.parents][:3] if whom else []:
-        folder.chmod(0o755)
     env = {"PATH": f"{POSTGRES}:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
     def run(*words: object) -> None:

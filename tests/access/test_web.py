@@ -1,7 +1,6 @@
 """Logging in, over HTTP: cookies, roles, forged requests, guesses, keys."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -14,8 +13,10 @@ import pytest
 import uvicorn
 from fastapi import Depends, FastAPI
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from access import accounts, web
+from access.__main__ import main
 from access.accounts import Login, Role, digest
 from access.database import now, sessions
 from access.settings import Settings, read
@@ -185,6 +186,20 @@ def test_tries_are_forgotten_in_time_and_never_grow_without_end(monkeypatch):
     assert len(tries._known) <= 11
 
 
+def test_a_database_that_is_away_is_said_so_and_counts_as_no_try(client, monkeypatch):
+    def away(*_: object) -> None:
+        raise OperationalError("SELECT 'Maria'", None, OSError("gone"))
+
+    monkeypatch.setattr(accounts, "checked", away)
+    for _ in range(7):
+        answer = client.post("/v1/session", json=NURSE)
+        assert refused(answer) == (503, "database")
+        assert answer.headers["retry-after"] == "2"
+        assert "Maria" not in answer.text
+    monkeypatch.undo()
+    log_in(client)
+
+
 @pytest.mark.parametrize(("field", "age"), [("created_at", timedelta(hours=12)), ("seen_at", timedelta(hours=2))])
 def test_a_session_ends(client, served, field, age):
     log_in(client)
@@ -263,14 +278,17 @@ def test_a_wrong_setting_is_named(env, said):
     assert "secret" not in str(caught.value)
 
 
-def test_the_command_line(tmp_path):
-    env = os.environ | {"SPIRA_DATABASE": f"sqlite:///{tmp_path}/app.db", "SPIRA_TRAIL": str(tmp_path)}
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPIRA_DATABASE", f"sqlite:///{tmp_path}/app.db")
+    monkeypatch.setenv("SPIRA_TRAIL", str(tmp_path))
 
     def run(*words: object) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "access", *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True
-        )
-        return done.returncode, done.stdout, done.stderr
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
 
     (tmp_path / "password").write_text(PASSWORD)
     (tmp_path / "short").write_text("short")

@@ -88,6 +88,10 @@ def test_ports_and_address_can_be_chosen():
     assert found["airflow-apiserver"] == ["10.0.0.1:9001:8080"]
     assert found["mlflow"] == ["10.0.0.1:9002:5000"]
     assert found["torchserve"] == ["10.0.0.1:9003:8085"]
+    assert found["proxy"] == ["127.0.0.1:8443:8443"], "the door has an address of its own"
+    door = resolved(FILES[0], SPIRA_APP_BIND="10.0.0.1", APP_PORT="9004")["services"]
+    assert published(door)["proxy"] == ["10.0.0.1:9004:8443"]
+    assert published(door)["mlflow"] == ["127.0.0.1:5000:5000"]
     settings = chosen["services"]["airflow-scheduler"]["environment"]
     assert settings["AIRFLOW__API__BASE_URL"] == "http://127.0.0.1:9001"
     assert settings["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://airflow-apiserver:8080/execution/"
@@ -192,7 +196,7 @@ def rights(service: dict) -> dict[str, str]:
     for mount in service.get("volumes", ()):
         long = isinstance(mount, dict)
         target, right = (
-            (mount["target"], "ro" if mount.get("read_only") else "rw") if long else (mount.split(":") + ["rw"])[1:3]
+            (mount["target"], "ro" if mount.get("read_only") else "rw") if long else [*mount.split(":"), "rw"][1:3]
         )
         found[target] = right
     return found
@@ -220,7 +224,7 @@ def test_the_two_ends_are_on_no_other_network(services):
 def test_collection_alone_writes_the_lake_and_the_app_alone_what_it_was_asked(services):
     held = {name: rights(services[name]) for name in ("app", "app-worker", "collect")}
     assert held["collect"] == {"/lake": "rw", "/inferences": "ro", "/trail": "rw"}
-    assert held["app"] == {"/lake": "ro", "/inferences": "rw", "/state": "rw", "/trail": "rw"}
+    assert held["app"] == {"/lake": "ro", "/inferences": "rw", "/state": "rw", "/live": "rw", "/trail": "rw"}
     assert held["app-worker"] == {"/inferences": "ro"}
     assert {name for name, service in services.items() if "/lake" in rights(service)} == {"places", "app", "collect"}
 
@@ -252,7 +256,7 @@ def test_steps_and_proxy_agree(services):
     volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
     assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [
         *volumes,
-        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT")),
+        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT", "LIVE")),
     ]
 
 
@@ -355,7 +359,8 @@ def test_addresses():
     assert compose.address("mlflow", ports | {"SPIRA_BIND": "0.0.0.0"}) == "http://127.0.0.1:2"  # noqa: S104
     assert compose.address("airflow-apiserver", ports | {"SPIRA_BIND": "10.0.0.1"}) == "http://10.0.0.1:1"
     assert compose.address("postgres", ports) == ""
-    assert compose.address("proxy", {"APP_PORT": "4"}) == "https://127.0.0.1:4"
+    assert compose.address("proxy", {"APP_PORT": "4", "SPIRA_BIND": "10.0.0.1"}) == "https://127.0.0.1:4"
+    assert compose.address("proxy", {"APP_PORT": "4", "SPIRA_APP_BIND": "10.0.0.1"}) == "https://10.0.0.1:4"
 
 
 @pytest.mark.parametrize(

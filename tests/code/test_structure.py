@@ -32,14 +32,21 @@ def test_dags_import_neither_torch_nor_the_training_package():
             "torchaudio",
             "spira_train",
             "serve",
+            "access",
+            "collect",
         } == set()
+
+
+def test_training_knows_nothing_of_the_collection_but_its_files():
+    for file in (ROOT / "spira_train").glob("*.py"):
+        assert {name.split(".")[0] for name in imported(file)} & {"collect", "access"} == set(), file.name
 
 
 def test_no_product_code_imports_tests_or_airflow_into_training():
     for file in PRODUCT:
         tops = {name.split(".")[0] for name in imported(file)}
         assert "tests" not in tops
-        if file.relative_to(ROOT).parts[0] in ("spira_train", "serve"):
+        if file.relative_to(ROOT).parts[0] in ("spira_train", "serve", "access", "collect"):
             assert tops & {"airflow", "local", "dags", "bench"} == set()
 
 

@@ -140,7 +140,8 @@ def test_extract_reads_what_was_collected(disk):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "undecodable"), (b"hello", "undecodable"), (b"RIFF" + bytes(40), "undecodable"),
-     (sound(0, 0.4), "too_short"), (wav(voice(0, 1) * 0), "silent"), (wav(voice(0, 121)), "too_long"), (wav(voice(0, 1), rate=4000), "unsupported")],
+     (sound(0, 0.4), "too_short"), (wav(voice(0, 1) * 0), "silent"), (wav(voice(0, 121)), "too_long"),
+     (wav(voice(0, 1), rate=4000), "unsupported")],
 )  # fmt: skip
 def test_the_first_look_names_what_is_wrong(content, reason):
     with pytest.raises(Unusable) as said:

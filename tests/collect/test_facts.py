@@ -64,8 +64,9 @@ def test_names_of_devices_and_places_are_taken(text):
     ("fields", "field", "reason"),
     [({"consent": False}, "consent", "consent"), ({"consent": None}, "consent", "consent"),
      ({"age": 130}, "age", "field"), ({"sex": "x"}, "sex", "field"), ({"spo2": float("nan")}, "spo2", "field"),
-     ({"dyspnoea": 6}, "dyspnoea", "field"), ({"label": "ill"}, "label", "field"), ({"subject": ""}, "subject", "field"),
-     ({"sentence": "hm"}, "sentence", "field"), ({"Maria da Silva": 1}, "a field", "field"),
+     ({"dyspnoea": 6}, "dyspnoea", "field"), ({"label": "ill"}, "label", "field"),
+     ({"subject": ""}, "subject", "field"), ({"sentence": "hm"}, "sentence", "field"),
+     ({"Maria da Silva": 1}, "a field", "field"),
      ({"collected_at": "2999-01-01T00:00:00Z"}, "collected_at", "field"), ({"subject": "a\0b"}, "subject", "field")],
 )  # fmt: skip
 def test_wrong_facts_are_named(fields, field, reason):

@@ -17,6 +17,7 @@ import pytest
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("spira_train", "spira_torchserve", "spira_mlflow", "spira_airflow", "spira_postgres", "spira_engine_proxy")
+OURS += ("spira_app", "spira_nats", "spira_proxy")
 # How the scheduler and compose run them.
 HARDENED = {
     "user": "10001:10001",
@@ -141,6 +142,8 @@ def test_what_must_not_be_in_an_image(run):
         "spira_airflow": ("torch", "torchaudio", "spira_train", "serve", "mlflow", "pytest"),
         "spira_mlflow": ("torch", "spira_train", "airflow", "pytest"),
         "spira_engine_proxy": ("torch", "airflow", "docker", "pytest"),
+        "spira_app": ("torch", "mlflow", "airflow", "spira_train.train", "pytest", "tests", "local"),
+        "spira_nats": ("torch", "fastapi", "serve", "pytest"),
     }
     for name, modules in absent.items():
         assert run(name, "python", "-c", look, *modules) == (0, "[]\n"), name
@@ -230,10 +233,44 @@ def test_mlflow_becomes_healthy_without_a_database_server(engine, images):
     healthy_and_gone(engine, images["spira_mlflow"], "/mlflow")
 
 
-def healthy_and_gone(engine, image: str, place: str) -> None:
+def test_nats_becomes_healthy_with_its_token_and_says_where_there_is_none(engine, images, run, tmp_path):
+    code, output = run("spira_nats")
+    assert (code, "/run/secrets/nats_token: missing or empty; hand in the secret nats_token" in output) == (1, True)
+    (tmp_path / "nats_token").write_text("12e4")  # looks like a number
+    (tmp_path / "nats_token").chmod(0o444)
+    healthy_and_gone(engine, images["spira_nats"], "/nats", {str(tmp_path / "nats_token"): "/run/secrets/nats_token"})
+
+
+def test_the_door_becomes_healthy_with_a_certificate_of_its_own(engine, images):
+    healthy_and_gone(engine, images["spira_proxy"], "/tls")
+
+
+def test_the_door_refuses_a_certificate_with_another_key(engine, images, run, tmp_path):
+    for name in ("one", "two"):
+        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"]
+        files = ["-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.crt"]
+        subprocess.run([*make, "/CN=spira", *files], check=True, capture_output=True)
+    (tmp_path / "one.crt").rename(tmp_path / "tls.crt")
+    (tmp_path / "two.key").rename(tmp_path / "tls.key")
+    for place in (tmp_path, tmp_path / "tls.crt", tmp_path / "tls.key"):
+        place.chmod(0o755)
+    code, output = run("spira_proxy", volumes={str(tmp_path): {"bind": "/tls", "mode": "ro"}})
+    assert code == 1
+    assert "/tls/tls.crt and /tls/tls.key do not belong together" in output
+
+
+def test_app_worker_and_collection_run_without_what_the_image_leaves_out(run):
+    for module in ("serve.app", "collect", "access"):
+        code, output = run("spira_app", "python", "-m", module, "--help")
+        assert code == 0, output
+
+
+def healthy_and_gone(engine, image: str, place: str, files: dict[str, str] | None = None) -> None:
     """Start a service hardened, wait for its own health check, stop it; it must end by itself in time."""
     volume = engine.volumes.create()
-    container = engine.containers.create(image, volumes={volume.name: {"bind": place, "mode": "rw"}}, **HARDENED)
+    mounts = {volume.name: {"bind": place, "mode": "rw"}}
+    mounts |= {source: {"bind": target, "mode": "ro"} for source, target in (files or {}).items()}
+    container = engine.containers.create(image, volumes=mounts, **HARDENED)
     try:
         container.start()
         deadline, state = time.monotonic() + 180, "starting"

@@ -346,3 +346,12 @@ def test_it_can_be_read_on_a_telephone(html: Callable[[], str], tmp_path: Path) 
             assert [line for line in said if not line.startswith(("data:", file.as_uri()))] == []
             assert tab.get_by_role("img").count() == 9
         browser.close()
+
+
+def test_how_right_the_served_versions_were_is_shown_where_it_is_counted():
+    from spira_train.live import Live, Share
+
+    one = Live(n=30, inconclusive=4, accuracy=Share(value=0.85, low=0.64, high=0.95))
+    text = words(page(live={"2026-11-05-7a7d4e72": one}))
+    assert "2026-11-05-7a7d4e72 30 4 about 85 (64 to 95) none yet none yet" in text
+    assert "In use" not in words(plain_page())

@@ -119,6 +119,26 @@ def test_older_partition_leaves_training_to_the_newest(trained, tmp_path):
     assert fit(lake, each, config)["summary"]["partitions"] == ["2026-11-01", "2026-11-02"]
 
 
+def test_a_day_that_is_still_being_collected_does_not_keep_the_others_from_training(trained, tmp_path):
+    lake = Path(shutil.copytree(trained[0], tmp_path / "lake"))
+    (lake / "collection/2026-11-03/events").mkdir(parents=True)
+    older, config = start_run(lake, tmp_path, partition="2026-11-02", train__epochs=1)
+    assert fit(lake, older, config)["summary"]["partitions"] == ["2026-11-01", "2026-11-02"]
+    (lake / "collection/2026-11-03/closed.json").write_text("{}")
+    closed, config = start_run(lake, tmp_path, partition="2026-11-02", train__epochs=2)
+    with pytest.raises(NothingToDo, match="partition 2026-11-03 has landed since"):
+        fit(lake, closed, config)
+
+
+def test_what_was_trained_on_is_on_record(trained):
+    lake, run = trained
+    known = json.loads((run / "train/recordings.json").read_text())
+    rows = [row for key in Lake(str(lake)).partitions() for row in featurise.manifest(Lake(str(lake)), key)]
+    wanted = {row["recording"]: row["source_digest"] for row in rows if row["split"] != "test"}
+    assert known == wanted
+    assert 0 < len(known) < len(rows)
+
+
 def test_history_is_bounded_by_days():
     landed = [f"2026-11-{day:02d}" for day in range(1, 6)]
     newest = CONFIG.model_copy(update={"partition": "2026-11-05"})

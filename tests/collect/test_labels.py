@@ -1,0 +1,141 @@
+"""A later diagnosis from the app, over a real NATS: the inference becomes a recording to train on."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nats
+import pytest
+from collecting import agrees, service, sound
+from nats.js.api import StreamConfig
+from runs import free_ports
+
+from collect import labels, ledger
+from collect.facts import Wrong
+from collect.ledger import Declined
+from collect.pseudonym import pseudonym, read_key
+from collect.receive import withdraw
+from collect.settings import Settings
+from spira_train.store import Lake, digest_bytes
+
+DAY = "2026-11-01"
+BROKER = Path(sys.executable).parent / "nats-server"
+
+
+def message(number: int, **more) -> bytes:
+    facts = {"subject": "0123456789abcdef", "age": 50, "consent_training": True, "language": "pt"}
+    entered = {"inference_id": f"{number:032x}", "label": "patient", "why": "X-ray", "who": "dr-1", "day": DAY}
+    return json.dumps(entered | {"audio": f"{DAY}/{number:032x}", "facts": facts} | more).encode()
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    audio = tmp_path / "lake" / "inferences" / DAY
+    audio.mkdir(parents=True)
+    for number in range(3):
+        (audio / f"{number:032x}").write_bytes(sound(number))
+    return Settings(lake=str(tmp_path / "lake"), audio=str(audio.parent), pseudonym_key=tmp_path / "pseudonym.key",
+                    trail=tmp_path / "trail")  # fmt: skip
+
+
+def test_a_diagnosis_makes_a_recording_of_the_day_of_the_inference(settings):
+    key, lake = read_key(settings.pseudonym_key), Lake(settings.lake)
+    first = labels.take(settings, key, message(0))
+    assert (first.day, first.state) == (DAY, "landed")
+    assert labels.take(settings, key, message(0)).again
+    corrected = labels.take(settings, key, message(0, label="control", why="PCR"))
+    found = ledger.find(lake, corrected.id)
+    assert (found.label, len(found.labels), found.subject) == ("control", 2, "0123456789abcdef")
+    agrees(lake)
+
+
+def test_without_a_subject_it_is_somebody_of_their_own(settings):
+    key = read_key(settings.pseudonym_key)
+    kept = labels.take(settings, key, message(1, facts={"consent_training": True, "subject": None}))
+    assert ledger.find(Lake(settings.lake), kept.id).subject == pseudonym(key, f"inference {1:032x}")
+
+
+def test_words_that_name_somebody_are_left_out_and_the_label_is_kept(settings):
+    kept = labels.take(settings, read_key(settings.pseudonym_key), message(0, why="ask ana@hospital.org"))
+    (given,) = ledger.find(Lake(settings.lake), kept.id).labels
+    assert (given["label"], given["why"]) == ("patient", "")
+
+
+def test_what_is_refused(settings):
+    key = read_key(settings.pseudonym_key)
+    (Path(settings.lake) / "secret.wav").write_bytes(sound(9))
+    for more, error in (
+        ({"facts": {"subject": "0123456789abcdef"}}, Wrong),
+        ({"audio": "../secret.wav"}, ValueError),
+        ({"audio": "/etc/passwd"}, ValueError),
+        ({"audio": "gone"}, FileNotFoundError),
+        ({"label": "ill"}, ValueError),
+        ({"day": "2999-01-01"}, ValueError),
+        ({"facts": {"subject": "Maria", "consent_training": True}}, Declined),
+    ):
+        with pytest.raises(error):
+            labels.take(settings, key, message(0, **more))
+    assert ledger.days(Lake(settings.lake)) == []
+    withdraw(Lake(settings.lake), key, "ana", "x")
+    with pytest.raises(Declined):
+        facts = {"subject": pseudonym(key, "ana"), "consent_training": True}
+        labels.take(settings, key, message(0, facts=facts))
+
+
+@pytest.mark.slow
+def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings):
+    (port,) = free_ports(1)
+    url = f"nats://127.0.0.1:{port}"
+    command = [BROKER, "-js", "-sd", str(tmp_path / "js"), "-a", "127.0.0.1", "-p", str(port)]
+    broker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = service(tmp_path, SPIRA_NATS=url, SPIRA_APP_AUDIO=settings.audio)
+    try:
+        asyncio.run(publish(url, [message(0), b"not JSON", message(1), message(0)]))
+        until(lambda: landed(running.lake) == {0, 1})
+        running.kill()
+        asyncio.run(publish(url, [message(2), message(1), message(2, label="control")]))
+        running.start()
+        until(lambda: landed(running.lake) == {0, 1, 2})
+        until(lambda: asyncio.run(left(url)) == 0)
+        lake = running.lake
+        assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 2]
+        assert [one.label for one in ledger.recordings(lake, DAY).values()] == ["patient", "patient", "control"]
+        agrees(lake)
+        trail = (tmp_path / "trail/trail.jsonl").read_text()
+        assert trail.count('"label_refused"') == 1
+        assert "not JSON" not in trail + running.log()
+        assert running.stop() == 0
+    finally:
+        broker.terminate()
+        broker.wait(30)
+
+
+async def publish(url: str, messages: list[bytes]) -> None:
+    client = await nats.connect(url)
+    stream = client.jetstream()
+    await stream.add_stream(StreamConfig(name=labels.STREAM, subjects=[labels.SUBJECT]))
+    for content in messages:
+        await stream.publish(labels.SUBJECT, content)
+    await client.close()
+
+
+async def left(url: str) -> int:
+    client = await nats.connect(url)
+    known = await client.jetstream().consumer_info(labels.STREAM, labels.DURABLE)
+    await client.close()
+    return known.num_pending + known.num_ack_pending
+
+
+def landed(lake: Lake) -> set[int]:
+    files = set(lake.files("landing", DAY)) if lake.exists("landing", DAY) else set()
+    return {number for number in range(3) if f"{digest_bytes(sound(number))}.wav" in files}
+
+
+def until(held, patience: float = 60.0) -> None:
+    since = time.monotonic()
+    while not held():
+        assert time.monotonic() - since < patience, "waited in vain"
+        time.sleep(0.1)

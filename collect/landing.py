@@ -68,11 +68,16 @@ def settle_inside(lake: Lake, day: str) -> dict[str, int]:
     for name in waiting - keep:  # landed, withdrawn, or never got its event: who holds the door knows nobody writes it
         remove(lake, AREA, day, "waiting", name)
     for folder in (("landing", day), (AREA, day, "events")):
-        for name in filter(_PARTIAL.fullmatch, names(lake, *folder)):
-            remove(lake, *folder, name)
+        sweep(lake, *folder)
     rows = [_row(one) for one in found.values() if one.state == "landed" and one.id not in missing]
     _write(lake, day, _delivered(lake, day, {one.file for one in found.values()}), rows)
     return _counts(found.values(), missing)
+
+
+def sweep(lake: Lake, *folder: str) -> None:
+    """Remove what a kill left half-written in a folder; who holds the door knows that nobody is writing it."""
+    for name in filter(_PARTIAL.fullmatch, names(lake, *folder)):
+        remove(lake, *folder, name)
 
 
 def _counts(found: Iterable[Recording], missing: set[str]) -> dict[str, int]:

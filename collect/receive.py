@@ -14,7 +14,7 @@ from typing import Any
 from collect import ledger
 from collect.facts import Facts, Label, harmless
 from collect.hearing import listen
-from collect.landing import settle_inside
+from collect.landing import settle_inside, sweep
 from collect.ledger import LABELLED, RECEIVED, WITHDRAWN, Declined, Recording, State
 from collect.place import AREA, door, put, remove
 from collect.pseudonym import pseudonym
@@ -116,6 +116,7 @@ def withdraw(lake: Lake, key: bytes, subject: str, who: str) -> dict[str, Any]:
 def recover(lake: Lake) -> None:
     """Finish whatever a kill cut off. A service does so when it starts."""
     with door(lake):
+        sweep(lake, AREA, "withdrawn")
         for name in sorted(ledger.withdrawn(lake)):
             _leave(lake, name)
         for day in ledger.days(lake):

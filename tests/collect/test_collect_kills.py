@@ -1,10 +1,12 @@
 """A kill at every point at which something is written: what was answered for is there, and what was cut off heals."""
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -98,12 +100,18 @@ def test_a_kill_at_every_write(tmp_path, monkeypatch, does, after):
         assert kinds(lake) == kinds(whole)
 
 
-def test_a_kill_in_the_midst_of_a_file_leaves_no_part_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [1, 2, 4], ids=["recording", "event", "metadata"])
+def test_a_kill_in_the_midst_of_a_file_leaves_no_part_of_it(tmp_path, monkeypatch, at):
     lake = Lake(str(tmp_path / "lake"))
     before(lake)
+    real, count = Path.replace, 0
 
     def cut(self, target):
-        raise SystemExit  # the process is gone: not even `finally` may tidy up
+        nonlocal count
+        count += 1
+        if count == at:
+            raise SystemExit  # the process is gone: not even `finally` may tidy up
+        return real(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.replace", cut)
@@ -113,7 +121,20 @@ def test_a_kill_in_the_midst_of_a_file_leaves_no_part_of_it(tmp_path, monkeypatc
     assert [path for path in lake.fs.find(lake.path()) if path.endswith(".partial")]
     recover(lake)
     agrees(lake)
-    assert len(ledger.recordings(lake, DAY)) == 6
+    assert len(ledger.recordings(lake, DAY)) == (6 if at < 3 else 7)
+
+
+def test_a_kill_in_the_midst_of_the_note_of_a_withdrawal(tmp_path, monkeypatch):
+    lake = Lake(str(tmp_path / "lake"))
+    before(lake)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", lambda self, target: sys.exit())
+        patch.setattr("pathlib.Path.unlink", lambda self, missing_ok=False: None)
+        with pytest.raises(SystemExit):
+            withdraws(lake)
+    assert not ledger.withdrawn(lake)
+    recover(lake)
+    agrees(lake)
 
 
 @pytest.mark.slow

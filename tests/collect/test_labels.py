@@ -85,32 +85,61 @@ def test_what_is_refused(settings):
         labels.take(settings, key, message(0, facts=facts))
 
 
-@pytest.mark.slow
-def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings):
+@pytest.fixture
+def broker(tmp_path):
+    """The address of a real NATS."""
     (port,) = free_ports(1)
-    url = f"nats://127.0.0.1:{port}"
     command = [BROKER, "-js", "-sd", str(tmp_path / "js"), "-a", "127.0.0.1", "-p", str(port)]
-    broker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    running = service(tmp_path, SPIRA_NATS=url, SPIRA_APP_AUDIO=settings.audio)
-    try:
-        asyncio.run(publish(url, [message(0), b"not JSON", message(1), message(0)]))
-        until(lambda: landed(running.lake) == {0, 1})
-        running.kill()
-        asyncio.run(publish(url, [message(2), message(1), message(2, label="control")]))
-        running.start()
-        until(lambda: landed(running.lake) == {0, 1, 2})
-        until(lambda: asyncio.run(left(url)) == 0)
-        lake = running.lake
-        assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 2]
-        assert [one.label for one in ledger.recordings(lake, DAY).values()] == ["patient", "patient", "control"]
-        agrees(lake)
-        trail = (tmp_path / "trail/trail.jsonl").read_text()
-        assert trail.count('"label_refused"') == 1
-        assert "not JSON" not in trail + running.log()
-        assert running.stop() == 0
-    finally:
-        broker.terminate()
-        broker.wait(30)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"nats://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_correction_is_not_overtaken_by_what_it_corrects(settings, broker, monkeypatch):
+    """The first label has to wait (a full disk, say) while the second one is there already."""
+    asyncio.run(publish(broker, [message(0), message(0, label="control")]))
+    real, taken = labels.take, []
+
+    def full(own, key, content):
+        taken.append(json.loads(content)["label"])
+        if len(taken) == 1:
+            raise OSError("the disk is full")
+        return real(own, key, content)
+
+    monkeypatch.setattr(labels, "take", full)
+    monkeypatch.setattr(labels, "AGAIN_SECONDS", 0.5)
+
+    async def follow() -> None:
+        task = asyncio.create_task(labels.follow(settings.model_copy(update={"nats": broker})))
+        while len(taken) < 3 or await left(broker):
+            await asyncio.sleep(0.1)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(follow(), 60))
+    assert taken == ["patient", "patient", "control"]
+    (one,) = ledger.recordings(Lake(settings.lake), DAY).values()
+    assert one.label == "control"
+
+
+@pytest.mark.slow
+def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings, broker):
+    running = service(tmp_path, SPIRA_NATS=broker, SPIRA_APP_AUDIO=settings.audio)
+    asyncio.run(publish(broker, [message(0), b"not JSON", message(1), message(0)]))
+    until(lambda: landed(running.lake) == {0, 1})
+    running.kill()
+    asyncio.run(publish(broker, [message(2), message(1), message(2, label="control")]))
+    running.start()
+    until(lambda: landed(running.lake) == {0, 1, 2})
+    until(lambda: asyncio.run(left(broker)) == 0)
+    lake = running.lake
+    assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 2]
+    assert [one.label for one in ledger.recordings(lake, DAY).values()] == ["patient", "patient", "control"]
+    agrees(lake)
+    trail = (tmp_path / "trail/trail.jsonl").read_text()
+    assert trail.count('"label_refused"') == 1
+    assert "not JSON" not in trail + running.log()
+    assert running.stop() == 0
 
 
 async def publish(url: str, messages: list[bytes]) -> None:

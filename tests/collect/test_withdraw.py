@@ -10,7 +10,7 @@ from collect import ledger
 from collect.landing import settle
 from collect.ledger import Declined
 from collect.pseudonym import pseudonym
-from collect.receive import label, withdraw
+from collect.receive import label, recover, withdraw
 from spira_train.outcome import NothingToDo
 from spira_train.store import Lake, digest_bytes
 
@@ -50,6 +50,14 @@ def test_the_recordings_leave_and_the_next_extract_does_without_them(disk):
         run(disk, day)
         assert len(rows_of(disk, day)) == 4
         assert not {row["source_digest"] for row in rows_of(disk, day)} & set(gone)
+
+
+def test_what_was_made_anew_since_is_not_taken_away_by_the_next_start(disk):
+    collected(disk)
+    withdraw(disk, KEY, "ana", "x")
+    run(disk, DAY)
+    recover(disk)
+    assert disk.exists("audio", DAY)
 
 
 def test_nothing_of_theirs_is_taken_any_more(lake):

@@ -52,7 +52,13 @@ def router() -> APIRouter:
         openapi_extra={"requestBody": _BODY},
         summary="Send the next piece of a recording",
     )
-    made.add_api_route("/{id}/audio", where, methods=["HEAD"], summary="How much of a recording has arrived")
+    made.add_api_route(
+        "/{id}/audio",
+        where,
+        methods=["HEAD"],
+        response_class=Response,
+        summary="How much of a recording has arrived",
+    )
     made.add_api_route(
         "/{id}",
         whole,

@@ -144,8 +144,17 @@ def postgres_as_well(tmp_path: Path, place: Path) -> None:
     def run(*words: object) -> None:
         subprocess.run([*whom, *map(str, words)], env=env, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
-    run("initdb", "-D", data, "-U", "spira", "--auth=trust")
-    run("pg_ctl", "-D", data, "-s", "-w", "-o", f"-c listen_addresses='' -c unix_socket_directories={socket}", "start")
+    run("initdb", "-D", data, "-U", "spira", "--auth=trust", "--no-sync")
+    run(
+        "pg_ctl",
+        "-D",
+        data,
+        "-s",
+        "-w",
+        "-o",
+        f"-c fsync=off -c listen_addresses='' -c unix_socket_directories={socket}",
+        "start",
+    )
     try:
         url = f"postgresql+psycopg://spira@/postgres?host={socket}"
         assert at_once(url, 3) == [0, 0, 0]

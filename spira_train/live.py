@@ -59,11 +59,5 @@ def lines(live: Mapping[str, Live]) -> Iterator[str]:
         if one.accuracy:
             value, low, high = (round(100 * part) for part in (one.accuracy.value, one.accuracy.low, one.accuracy.high))
             share = f"right on {value}% ({low} to {high})"
-<<<<<<< HEAD
-        conclusive = one.n - one.inconclusive
-        rest = f"conclusive answers with a later diagnosis, {one.inconclusive} inconclusive"
-        yield f"{version}: {share} of {conclusive} {rest}"
-=======
         conclusive = f"{one.n - one.inconclusive} conclusive answers with a later diagnosis"
         yield f"{version}: {share} of {conclusive}, {one.inconclusive} inconclusive"
->>>>>>> 3197408a1ad23a3a8cafcd66a921a32ad168e58c

@@ -43,13 +43,8 @@ def run(
     """Write `validate/` of a run. The report's summary carries `exit` 20 and the reasons where the gate refuses.
 
     registry: where the champion is on record; without one there is none to compare with, and `register` will refuse the
-<<<<<<< HEAD
-    blessing where it finds one. live: what the app counts of later diagnoses, which the report shows as it is now; no
-    input, since a finished validation is not repeated because it has moved.
-=======
     blessing where it finds one. live: what the app counts of later diagnoses; the report shows it as it is now. It
     is no input: a finished validation is not repeated because it has moved.
->>>>>>> 3197408a1ad23a3a8cafcd66a921a32ad168e58c
     """
     plan, in_use = gates.read(gate), counted.read(live) if live else {}
     trained = read_report(*local_lake(run / "train"))
@@ -57,7 +52,7 @@ def run(
         raise BadInput(f"{run / 'train'}: no trained model; run `spira-train train` first")
     everybody = {
         key: featurise.manifest(lake, key)
-        for key in window_of(config, lake.partitions())
+        for key in window_of(config, lake.landed())
         if read_report(lake.fs, lake.path("audio", key))
     }
     rows = [row | {"partition": key} for key, part in everybody.items() for row in part if row["split"] == "test"]

@@ -34,7 +34,7 @@ from spira_train.outcome import BadInput
 from spira_train.store import Lake
 
 STREAM, SUBJECT, DURABLE = "SPIRA_LABELS", "labels.entered", "collect"
-ACK_SECONDS, AGAIN_SECONDS = 60.0, 5.0
+ACK_SECONDS, AGAIN_SECONDS = 10.0, 5.0  # one that a killed service held comes again after the first
 log = logging.getLogger("spira.collect")
 
 

@@ -68,6 +68,7 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
             "SPIRA_SIGNING_KEY": str(folder / "secrets/signing.key"),
             "SPIRA_VERIFY_KEY": str(folder / "secrets/signing.pub"),
             "SPIRA_AUDIT": str(folder / "audit"),
+            "SPIRA_LIVE": str(folder / "inferences/live.json"),
             "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
             "SPIRA_INFERENCE": url["INFERENCE_PORT"],
             "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],

@@ -117,7 +117,7 @@ def status() -> None:
     if {"mlflow", "torchserve"} <= set(stack["services"]):
         console.print()
         names = {"mlflow": "MLFLOW_TRACKING_URI"} | {
-            n: f"SPIRA_{n.upper()}" for n in ("inference", "management", "keys")
+            n: f"SPIRA_{n.upper()}" for n in ("inference", "management", "keys", "live")
         }
         flags = [word for name, place in names.items() for word in (f"--{name}", stack["places"][place])]
         subprocess.run([MODEL / "spira-train", "status", *flags], check=False)

@@ -36,11 +36,16 @@ from spira_train.store import Lake
 log = logging.getLogger("spira.collect")
 _STATUS = {"unknown": 404, "other_subject": 409, "withdrawn": 409}
 _REFUSALS = {
+    400: "the body is cut off, or cannot be read",
     401: "nobody is logged in",
     403: "without the role, or perhaps a forged request",
+    404: "there is no recording with this id",
+    408: "the recording arrived too slowly",
     409: "the recording came for another subject, or its subject has withdrawn",
     413: "the recording is too large",
+    415: "not a form",
     422: "not a usable recording, or facts that cannot be taken; `error` names the reason",
+    503: "the lake cannot take it now; see Retry-After",
 }
 _SUMMARY = """Takes recordings in, with what is known of them. Nothing that names a person is kept: the subject leaves
 as a pseudonym, fields that name people are refused. Log in at `/v1/session` of the app, or send a machine's key."""

@@ -33,8 +33,10 @@ DEFAULTS = {
 ADDRESSES = ("MLFLOW_TRACKING_URI", "SPIRA_INFERENCE", "SPIRA_MANAGEMENT")
 PLACES = {"SPIRA_LAKE": "/lake", "SPIRA_RUNS": "/runs", "SPIRA_MODELS": "/models", "SPIRA_KEYS": "/keys"}
 PLACES |= {"SPIRA_SIGNING_KEY": "/signing", "SPIRA_VERIFY_KEY": "/trust", "SPIRA_AUDIT": "/audit"}
+PLACES |= {"SPIRA_LIVE": "/live"}
 # Where a step is told of a file in a place, not of the place.
 FILES = {"SPIRA_KEYS": "key_file.json", "SPIRA_SIGNING_KEY": "signing.key", "SPIRA_VERIFY_KEY": "signing.pub"}
+FILES |= {"SPIRA_LIVE": "live.json"}
 KEEP = "SPIRA_KEEP"  # how many versions keep their archives
 PROCESS_ONLY = (KEEP, "SPIRA_STACK", "PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME")
 Right = Literal["read", "write"]
@@ -51,6 +53,7 @@ class Reach:
     signing_key: Right | None = None
     verify_key: Right | None = None
     audit: Right | None = None
+    live: Right | None = None
     network: bool = False
     keep: bool = False  # whether it lets old archives go, and is told how many stay
 
@@ -60,7 +63,7 @@ REACH = {
     "extract": Reach(lake="write", runs="read"),
     "features": Reach(lake="write", runs="read"),
     "train": Reach(lake="read", network=True),  # MLflow's live curves
-    "validate": Reach(lake="read", network=True),  # MLflow's champion
+    "validate": Reach(lake="read", live="read", network=True),  # MLflow's champion, and how right it is with people
     "package": Reach(signing_key="read"),  # its sandbox listens on the container's own loopback
     "register": Reach(models="write", keys="read", verify_key="read", network=True, keep=True),
     "verify": Reach(models="write", keys="read", network=True),  # holds the model store while it rolls back

@@ -113,8 +113,10 @@ def asking(chosen: Mapping[str, str], *, terminal: bool = False) -> list[str]:
     stack = chosen["SPIRA_STACK_NAME"]
     words = ["docker", "run", "--rm", *(["--tty"] if terminal else []), "--user", "10001:10001", "--read-only"]
     words += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
-    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro", chosen["SPIRA_TRAIN_IMAGE"]]
+    words += ["--network", f"{stack}-steps", "--volume", f"{stack}-keys:/keys:ro"]
+    words += ["--volume", f"{stack}-live:/live:ro", chosen["SPIRA_TRAIN_IMAGE"]]
     words += ["spira-train", "status", "--mlflow", "http://mlflow:5000", "--keys", "/keys/key_file.json"]
+    words += ["--live", "/live/live.json"]
     return [*words, "--inference", "http://torchserve:8085", "--management", "http://torchserve:8086"]
 
 

@@ -68,7 +68,7 @@ def describe(ports: Mapping[str, int], services: tuple[str, ...] = SERVICES) -> 
             "SPIRA_SIGNING_KEY": str(folder / "secrets/signing.key"),
             "SPIRA_VERIFY_KEY": str(folder / "secrets/signing.pub"),
             "SPIRA_AUDIT": str(folder / "audit"),
-            "SPIRA_LIVE": str(folder / "inferences/live.json"),
+            "SPIRA_LIVE": str(folder / "live/live.json"),
             "MLFLOW_TRACKING_URI": url["MLFLOW_PORT"],
             "SPIRA_INFERENCE": url["INFERENCE_PORT"],
             "SPIRA_MANAGEMENT": url["MANAGEMENT_PORT"],
@@ -203,6 +203,7 @@ def _app(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     return [str(MODEL / "python"), "-m", "serve.app", "serve"], {
         **_end(stack),
         "SPIRA_APP_HOME": str(var() / "app"),
+        "SPIRA_APP_LIVE": stack["places"]["SPIRA_LIVE"],
         "SPIRA_APP_PORT": str(ports["APP_PORT"]),
         "SPIRA_APP_METRICS_PORT": str(ports["APP_METRICS_PORT"]),
         "SPIRA_COLLECT": f"http://127.0.0.1:{ports['COLLECT_PORT']}",

@@ -81,8 +81,9 @@ def up(services: Sequence[str] = SERVICES) -> dict[str, Any]:
             stack = describe(choose_ports(os.environ), tuple(services))
         except PortTaken as taken:
             raise SystemExit(str(taken)) from None
-        for folder in ("log", "airflow", "mlflow", "lake", "runs", "models", "inferences"):
+        for folder in ("log", "airflow", "mlflow", "lake", "runs", "models", "live"):
             (var() / folder).mkdir(parents=True, exist_ok=True)
+        (var() / "inferences").mkdir(exist_ok=True, mode=0o700)  # recordings that the model was asked about
         make_keys(Path(stack["places"]["SPIRA_SIGNING_KEY"]).parent)  # what archives are signed and verified with
         make_secrets(var() / "secrets", *SECRETS)
         supervisor = _start_supervisor(stack)

@@ -258,7 +258,7 @@ def _collect(app: FastAPI, fake: Fake) -> None:
 def full() -> Fake:
     """A server on which something has happened."""
     fake, at = Fake(), now()
-    for version, (n, *shares) in LIVE.items():
+    for version, (n, *shares) in sorted(LIVE.items()):
         named = [dict(zip(("value", "low", "high"), share, strict=True)) for share in shares]
         fake.live[version] = {"n": n} | dict(zip(("accuracy", "sensitivity", "specificity"), named, strict=True))
     fake.dead = [

@@ -13,6 +13,7 @@ from pages import CHROMIUM, QUIET
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
+PICTURES = os.environ.get("SPIRA_PICTURES", "")
 STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 QUICK = {"preload": False, "resultTypes": ["violations"], "elementRef": False}
 # Refusals that a page expects show up here as well.
@@ -39,7 +40,7 @@ class Phone:
         self.url, self.faults = url, []
         self.network: Any = None
         defaults: dict[str, Any] = {"viewport": PHONE, "locale": "pt-BR", "color_scheme": "light"}
-        if os.environ.get("SPIRA_PICTURES"):
+        if PICTURES:
             defaults["device_scale_factor"] = 1.5
         self.context = browser.new_context(**(defaults | context))
         self.page: Page = self.context.new_page()
@@ -106,8 +107,8 @@ class Phone:
 
     def picture(self, name: str) -> None:
         """A screenshot into the folder that `SPIRA_PICTURES` names; those in docs/pictures were made so."""
-        if folder := os.environ.get("SPIRA_PICTURES"):
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        if PICTURES:
+            self.page.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
 
     def close(self) -> None:
         self.context.close()

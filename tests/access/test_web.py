@@ -1,7 +1,6 @@
 """Logging in, over HTTP: cookies, roles, forged requests, guesses, keys."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from access import accounts, web
+from access.__main__ import main
 from access.accounts import Login, Role, digest
 from access.database import now, sessions
 from access.settings import Settings, read
@@ -278,14 +278,17 @@ def test_a_wrong_setting_is_named(env, said):
     assert "secret" not in str(caught.value)
 
 
-def test_the_command_line(tmp_path):
-    env = os.environ | {"SPIRA_DATABASE": f"sqlite:///{tmp_path}/app.db", "SPIRA_TRAIL": str(tmp_path)}
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPIRA_DATABASE", f"sqlite:///{tmp_path}/app.db")
+    monkeypatch.setenv("SPIRA_TRAIL", str(tmp_path))
 
     def run(*words: object) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "access", *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True
-        )
-        return done.returncode, done.stdout, done.stderr
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
 
     (tmp_path / "password").write_text(PASSWORD)
     (tmp_path / "short").write_text("short")

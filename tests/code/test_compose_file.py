@@ -224,7 +224,7 @@ def test_the_two_ends_are_on_no_other_network(services):
 def test_collection_alone_writes_the_lake_and_the_app_alone_what_it_was_asked(services):
     held = {name: rights(services[name]) for name in ("app", "app-worker", "collect")}
     assert held["collect"] == {"/lake": "rw", "/inferences": "ro", "/trail": "rw"}
-    assert held["app"] == {"/lake": "ro", "/inferences": "rw", "/state": "rw", "/trail": "rw"}
+    assert held["app"] == {"/lake": "ro", "/inferences": "rw", "/state": "rw", "/live": "rw", "/trail": "rw"}
     assert held["app-worker"] == {"/inferences": "ro"}
     assert {name for name, service in services.items() if "/lake" in rights(service)} == {"places", "app", "collect"}
 
@@ -256,7 +256,7 @@ def test_steps_and_proxy_agree(services):
     volumes = [step[f"SPIRA_{name}_VOLUME"] for name in ("LAKE", "RUNS", "MODELS")]
     assert proxy["SPIRA_ALLOWED_VOLUMES"].split(",") == [
         *volumes,
-        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT")),
+        *(step[f"SPIRA_{name}_VOLUME"] + ":ro" for name in ("KEYS", "SIGNING_KEY", "VERIFY_KEY", "AUDIT", "LIVE")),
     ]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
@@ -124,6 +125,45 @@ def test_the_gateway_answers_its_client_and_reaches_the_model_server_alone(airfl
     for outsider in (("mlflow", 5000), ("postgres", 5432), ("airflow-apiserver", 8080), ("torchserve", 8086)):
         reach = f"import socket; socket.create_connection({outsider}, 3)"
         assert inside("gateway", "python", "-c", reach).returncode != 0, outsider
+
+
+def test_people_come_in_by_the_door_and_get_the_models_answer(airflow, served, place):
+    door = compose.address("proxy", compose.running())
+    (place / "door.pem").write_text(inside("proxy", "cat", "/tls/tls.crt").stdout)  # it signed it itself
+    answer = requests.get(door.replace("https", "http"), allow_redirects=False, timeout=20)
+    assert (answer.status_code, answer.headers["location"]) == (308, f"{door}/")
+    with requests.Session() as browser:
+        browser.trust_env = False  # the surroundings name authorities of their own
+        browser.verify = str(place / "door.pem")
+        password = (place / "secrets/app_first_password").read_text()
+        me = browser.post(f"{door}/v1/session", json={"name": "demo", "password": password}, timeout=20)
+        assert "Secure; " in f"{me.headers['set-cookie']}; "
+        assert me.headers["strict-transport-security"]
+        browser.headers["X-CSRF-Token"] = me.json()["csrf"]
+        facts = {"consent": True, "subject": "RGH 1", "label": "control"}  # not for training: it waits
+        kept = browser.post(
+            f"{door}/collect/v1/recordings",
+            files={"recording": recording(place)},
+            data={"facts": json.dumps(facts)},
+            timeout=20,
+        )
+        assert (kept.status_code, kept.json()["state"]) == (201, "waiting")
+        for service in ("nats", "app-worker", "app"):  # none of them, dying, loses what was taken
+            asked, container = f"{door}/v1/inferences/{uuid.uuid4().hex}", container_of(service)
+            assert browser.put(asked, data=recording(place), timeout=20).status_code == 202
+            engine.docker("kill", container)
+            engine.docker("start", container)
+            told = until(lambda url=asked: answered(browser, url), 60)
+            champion = airflow.result(served["dag_run_id"], "register")["summary"]["champion"]
+            assert told.json()["answer"]["model"]["version"] == champion, service
+    for service, outsider in {
+        "app": ("mlflow", 5000),
+        "app-worker": ("postgres", 5432),
+        "collect": ("model-gateway", 8090),
+        "proxy": ("nats", 4222),
+    }.items():
+        reach = f"import socket; socket.create_connection({outsider}, 3)"
+        assert inside(service, "python3.11", "-c", reach).returncode != 0, (service, outsider)
 
 
 def test_prometheus_reads_all_four_and_the_dashboard_asks_what_it_understands(served, place):
@@ -293,12 +333,19 @@ def restart(service: str) -> None:
     until(lambda: engine.states(STACK)[service] == "healthy", 120)
 
 
+def answered(browser: requests.Session, url: str) -> requests.Response | None:
+    """What the app says of an inference, once it has ended."""
+    answer = browser.get(url, timeout=20)
+    return answer if answer.ok and answer.json()["state"] != "processing" else None
+
+
 def inside(service: str, *words: str) -> subprocess.CompletedProcess:
     return engine.run("docker", "exec", container_of(service), *words)
 
 
 def container_of(service: str) -> str:
-    (container,) = engine.docker("ps", "-q", "--filter", f"name={STACK}[-_]{service}[-_]").split()
+    labels = (f"{engine.PROJECT}={STACK}", f"{engine.SERVICE}={service}")
+    (container,) = engine.docker("ps", "-q", *(w for label in labels for w in ("--filter", f"label={label}"))).split()
     return container
 
 

@@ -2,14 +2,16 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
 import requests
 
-from local import stack
+from local import services, stack
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +32,23 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(place):
     assert stack.members() == {}
     assert stack.state() is None
     assert (place / "mlflow/mlflow.db").exists()  # the data stays
+
+
+def test_the_two_ends_come_up_and_people_log_in(place):
+    started = stack.up(("nats", "collect", "app", "worker"))
+    assert stat.S_IMODE((place / "inferences").stat().st_mode) == 0o700
+    with requests.Session() as browser:
+        password = services.first_password().read_text()
+        me = browser.post(f"{started['app']}/v1/session", json={"name": "demo", "password": password}, timeout=20)
+        assert me.json()["roles"] == ["collector", "clinician", "engineer"]
+        assert browser.get(f"{started['app']}/collect/v1/days", timeout=20).json() == []  # handed on, with its cookie
+        sent = browser.put(
+            f"{started['app']}/v1/inferences/{uuid.uuid4().hex}",
+            data=b"no sound",
+            headers={"X-CSRF-Token": me.json()["csrf"]},
+            timeout=20,
+        )
+        assert sent.status_code == 202  # whether it is one is the model's to say
 
 
 def test_down_after_the_supervisor_was_killed(place):

@@ -100,8 +100,8 @@ class Parts:
         return 0.0
 
 
-def parts(folder: Path, *, gateway: str = "", gateway_key: str = KEY, **settings: object) -> Parts:
-    """Nothing is started yet. gateway: the address of a real one."""
+def parts(folder: Path, *, gateway: str = "", gateway_key: str = KEY, collect: str = "", **settings: object) -> Parts:
+    """Nothing is started yet. gateway, collect: the addresses of real ones."""
     ports = free_ports(6)
     nats_port, gateway_port, app_port, metrics_port, worker_port, health = ports
     (folder / "gateway.key").write_text(gateway_key)
@@ -110,7 +110,12 @@ def parts(folder: Path, *, gateway: str = "", gateway_key: str = KEY, **settings
     opened = engine(database)
     migrate(opened)
     with sessions(opened).begin() as session:
-        for name, role in (("nurse", "clinician"), ("doctor", "clinician"), ("operator", "engineer")):
+        for name, role in (
+            ("nurse", "clinician"),
+            ("doctor", "clinician"),
+            ("operator", "engineer"),
+            ("gatherer", "collector"),
+        ):
             keys[name] = accounts.add(session, name, [role]) or ""
     opened.dispose()
     fake = [sys.executable, str(ROOT / "tests/fake_gateway.py"), str(gateway_port), str(folder / "asked")]
@@ -126,6 +131,7 @@ def parts(folder: Path, *, gateway: str = "", gateway_key: str = KEY, **settings
     } | {f"SPIRA_APP_{name.upper()}": str(value) for name, value in settings.items()}
     own = {
         "SPIRA_DATABASE": database,
+        "SPIRA_COLLECT": collect or "http://127.0.0.1:9",
         "SPIRA_TRAIL": str(folder / "trail"),
         "SPIRA_PSEUDONYM_KEY": str(folder / "pseudonym.key"),
         "SPIRA_APP_HOME": str(folder / "home"),

@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serve.app import metrics, outbox, results, retention, streams
 from serve.app.state import App
+from serve.gateway.settings import Mistake
 
 log = logging.getLogger("spira.app")
 PAUSE = 1.0  # seconds before it is begun again
@@ -22,7 +23,7 @@ async def messages(app: App) -> None:
                 group.create_task(streams.lost(gone))
                 group.create_task(outbox.run(app, link))
                 group.create_task(results.run(app, link))
-        except (*streams.LOST, SQLAlchemyError) as error:
+        except (*streams.LOST, SQLAlchemyError, Mistake) as error:
             log.warning("messages: %s; beginning again", streams.named(error))
         finally:
             _connected(app, False)

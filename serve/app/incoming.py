@@ -1,6 +1,8 @@
 """From a recording's first byte to a request for the model: what is accepted, where it grows, when it is complete."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -64,7 +66,7 @@ def finish(app: App, row: Inference, file: Path) -> Inference:
         raise Problem(422, "digest", "what arrived is not what was announced by its sha256; send it from the start")
     recordings.keep(app.settings.audio, row.audio, file)
     with app.write.begin() as session:
-        current = session.get(Inference, row.id)
+        current = session.get(Inference, row.id, with_for_update=True)
         if current is None:
             recordings.delete(app.settings.audio, row.audio)
             raise Problem(404, "unknown", f"{row.id} was withdrawn meanwhile")
@@ -94,17 +96,27 @@ def mend(app: App) -> None:
 
 def _forget(app: App, row: Inference, file: Path) -> None:
     with app.write.begin() as session:
-        found = session.get(Inference, row.id)
+        found = session.get(Inference, row.id, with_for_update=True)
         if found and found.state == UPLOADING:
             session.delete(found)
             file.unlink(missing_ok=True)
             recordings.delete(app.settings.audio, row.audio)
 
 
+@contextmanager
+def writing(app: App, key: str) -> Iterator[object]:
+    """Whoever appends to an upload, until it is a request: a newer one takes it over, `mend` leaves it alone."""
+    me = app.writers[key] = object()
+    try:
+        yield me
+    finally:
+        if app.writers.get(key) is me:
+            del app.writers[key]
+
+
 async def append(app: App, request: Request, key: str, file: Path, limit: int) -> None:
     """Append the body to `file`. A newer request for the same upload ends an older one, whose network broke."""
-    me = app.writers[key] = object()
-    start = recordings.offset(file)
+    me, start = app.writers[key], recordings.offset(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with file.open("ab") as stream:
@@ -122,9 +134,6 @@ async def append(app: App, request: Request, key: str, file: Path, limit: int) -
         raise Problem(408, "too_slow", f"the body did not arrive within {wait:g} s; go on", headers=CLOSE) from None
     except ClientDisconnect:  # nobody is left to read this
         raise Problem(400, "cut_off", "the connection ended before the body did", headers=CLOSE) from None
-    finally:
-        if app.writers.get(key) is me:
-            del app.writers[key]
 
 
 def fresh(app: App, person: Person, new: New) -> Inference:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -36,14 +37,15 @@ def keep(audio: str, path: str, file: Path) -> None:
     """Put a finished upload below `audio`: whole or not at all, and on the disk before this returns."""
     fs, root = fsspec.core.url_to_fs(audio)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(f"{root}/{path}", file.read_bytes())
+        fs.put_file(str(file), f"{root}/{path}")
         return
     target = Path(root, path)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as stream:
-            stream.write(file.read_bytes())
+            with file.open("rb") as arrived:
+                shutil.copyfileobj(arrived, stream, 2**20)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(target)

@@ -210,7 +210,7 @@ def enter_label(session: Session, row: Inference, label: str, why: str, who: str
 
 def retry(session: Session, id: str, who: str) -> Inference:
     """Send a dead letter's request again; raises `Problem`: 404, 409, 410."""
-    row = session.get(Inference, id)
+    row = session.get(Inference, id, with_for_update=True)
     letters = session.scalars(select(DeadLetter).where(DeadLetter.inference_id == id)).all()
     if row is None or not letters:
         raise Problem(404, "unknown", f"no dead letter {id}; GET /v1/dead lists them")

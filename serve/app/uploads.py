@@ -95,10 +95,11 @@ async def piece(
     due = recordings.offset(file)
     if upload_offset != due:
         return _elsewhere(request, due)
-    await incoming.append(app, request, id, file, row.bytes)
-    if recordings.offset(file) < row.bytes:
-        return _answer(200, _progress(app, row))
-    row = await run_in_threadpool(incoming.finish, app, row, file)
+    with incoming.writing(app, id):
+        await incoming.append(app, request, id, file, row.bytes)
+        if recordings.offset(file) < row.bytes:
+            return _answer(200, _progress(app, row))
+        row = await run_in_threadpool(incoming.finish, app, row, file)
     return _answer(202, shown(row).model_copy(update={"offset": row.bytes}))
 
 
@@ -115,7 +116,8 @@ async def whole(request: Request, person: Clinician, id: Id, language: Literal["
     app: App = request.app.state.app
     file = recordings.spool(app.settings.home, f"{id}.{request.state.request_id[:32]}.put")
     try:
-        await incoming.append(app, request, file.name, file, app.settings.max_bytes)
+        with incoming.writing(app, file.name):
+            await incoming.append(app, request, file.name, file, app.settings.max_bytes)
         size = recordings.offset(file)
         if not size:
             raise Problem(422, "no_recording", "the recording is empty")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
+import httpx
 import pytest
 from inference_parts import Part, Parts, announced, ended, new_id, parts, running, until
 from runs import free_ports, wav
@@ -19,7 +20,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def it(tmp_path_factory) -> Iterator[Parts]:
-    settings = {"sweep_seconds": 0.3, "upload_hours": 0.001, "retention_days": 30}
+    (port,) = free_ports(1)
+    settings = {
+        "collect": f"http://127.0.0.1:{port}",
+        "sweep_seconds": 0.3,
+        "upload_hours": 0.001,
+        "retention_days": 30,
+    }
     with running(parts(tmp_path_factory.mktemp("after"), **settings)) as started:
         yield started
 
@@ -41,11 +48,12 @@ def age(it: Parts, id: str, days: float, **more) -> None:
 
 
 def test_a_later_diagnosis_becomes_a_recording_to_train_on_and_a_withdrawal_takes_it_all_back(it):
-    (port,) = free_ports(1)
+    url = it.places["SPIRA_COLLECT"]
     env = {name: value for name, value in it.places.items() if not name.startswith("SPIRA_APP_") or "AUDIO" in name}
-    env |= {"SPIRA_COLLECT_PORT": str(port)}
+    env |= {"SPIRA_COLLECT_PORT": url.rpartition(":")[2]}
+    del env["SPIRA_COLLECT"]
     command = [it.app.command[0], "-m", "collect", "serve"]
-    collect = Part("collect", command, it.folder, f"http://127.0.0.1:{port}/healthz", env)
+    collect = Part("collect", command, it.folder, f"{url}/healthz", env)
     lake, day = it.folder / "lake", now().date().isoformat()
     with it.client() as nurse:
         consent = {"subject": "RGH 77", "consent_training": True, "sex": "F", "age": 61}
@@ -61,6 +69,7 @@ def test_a_later_diagnosis_becomes_a_recording_to_train_on_and_a_withdrawal_take
             whose = pseudonym(read_key(it.folder / "pseudonym.key"), "RGH 77")
             _, row = table.read_text().splitlines()  # without consent nothing is trained on
             assert row.split(",")[1:5] == ["1", "F", "61", whose]
+            through_the_app(it)
             (lake / "collection/withdrawn").mkdir(parents=True, exist_ok=True)
             (lake / "collection/withdrawn" / f"{whose}.json").write_text(json.dumps({"subject": whose, "days": []}))
             until(lambda: nurse.get(f"/v1/inferences/{trains}").status_code == 404)
@@ -72,6 +81,21 @@ def test_a_later_diagnosis_becomes_a_recording_to_train_on_and_a_withdrawal_take
             collect.end()
     for part in (it.app, it.worker, collect):
         assert "RGH" not in part.log
+
+
+def through_the_app(it: Parts) -> None:
+    """The collector's page asks the app, which hands on."""
+    facts = {"consent": True, "subject": "somebody else", "label": "control"}
+    with it.client("gatherer") as gatherer:
+        sent = gatherer.post(
+            "/collect/v1/recordings",
+            files={"recording": ("a.wav", wav(3.0, seed=9))},
+            data={"facts": json.dumps(facts)},
+        )
+        assert sent.status_code == 201, sent.text
+        days = gatherer.get("/collect/v1/days")
+        assert (days.status_code, days.headers["content-type"]) == (200, "application/json")
+    assert httpx.get(f"{it.url}/collect/v1/days").status_code == 401
 
 
 def test_live_accuracy_follows_the_diagnoses(it):

@@ -36,6 +36,7 @@ def test_the_answer_without_events(phone, server, spoken):
 def test_session_ends_while_sending(phone, server, spoken):
     page = phone.open()
     phone.choose(spoken[1])
+    page.wait_for_selector("#history-empty")  # nothing else asks any more
     server.logins.clear()
     phone.send()
     assert "Sua sessão terminou" in phone.text("#login .wrong")

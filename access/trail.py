@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from access.database import now
+from datetime import UTC, datetime
 from serve.gateway import files
 
 

@@ -1,8 +1,8 @@
 """The trail: who did what, one JSON line each, never a patient's data."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
-from datetime import UTC, datetime
 from serve.gateway import files
 
 
@@ -12,4 +12,4 @@ def note(file: Path, who: str, what: str, **facts: str | int | float | bool | No
     Raises `OSError` where it cannot be written: what must leave a trace is not done without one.
     """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files.append(file, {"time": now().isoformat(), "who": who, "what": what, **facts})
+    files.append(file, {"time": datetime.now(UTC).isoformat(), "who": who, "what": what, **facts})

@@ -67,10 +67,15 @@ class Phone:
     def record(self, seconds: float) -> None:
         """Hold the recorder on for about this long."""
         self.page.click("#record")
-        self.page.wait_for_selector("[data-state=recording]")
+        self.hears()
         time.sleep(seconds)
         self.page.click("#record")
         self.page.wait_for_selector(".review:not([hidden])")
+
+    def hears(self) -> None:
+        """Wait until sound comes from the microphone: on a busy machine a take may begin without."""
+        self.page.wait_for_selector("[data-state=recording]")
+        self.until(lambda: float(self.page.get_attribute(".meter", "aria-valuenow") or -60) > -55, "no sound comes")
 
     def choose(self, content: bytes, name: str = "sentence.wav", kind: str = "audio/wav") -> None:
         """A file instead."""

@@ -16,7 +16,8 @@ def spoken(small_lake) -> tuple[Path, bytes]:
     return chosen, chosen.read_bytes()
 
 
-@pytest.fixture(scope="session")
+# Not longer than a module: while it is open no other test may run an event loop or open a browser.
+@pytest.fixture(scope="module")
 def browser(spoken):
     with chromium(spoken[0]) as opened:
         yield opened

@@ -99,7 +99,7 @@ def test_by_keyboard_alone(phone, server):
 
     tab_to("#record")
     press("Space")
-    page.wait_for_selector("[data-state=recording]")
+    phone.hears()
     page.wait_for_timeout(1500)
     press("Enter")
     page.wait_for_selector(".review:not([hidden])")

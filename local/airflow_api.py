@@ -1,5 +1,6 @@
 """Airflow's REST API, as far as the demo and the tests need it."""
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -8,6 +9,7 @@ import requests
 
 DAG_ID = "spira_training"
 FINISHED = ("success", "failed")
+TRIES, PAUSE_SECONDS = 5, 3.0
 
 
 class Airflow:
@@ -25,8 +27,15 @@ class Airflow:
         return cls(base, answer.json()["access_token"])
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> dict[str, Any]:
-        """One request to /api/v2; the decoded answer."""
-        answer = self.http.request(method, f"{self.base}/api/v2/{path}", json=body, params=query, timeout=30)
+        """One request to /api/v2; the decoded answer.
+
+        On SQLite a busy Airflow may answer that its database is locked: what may be asked twice is asked again.
+        """
+        for _ in range(TRIES):
+            answer = self.http.request(method, f"{self.base}/api/v2/{path}", json=body, params=query, timeout=30)
+            if method == "POST" or answer.status_code != 500 or "Database error" not in answer.text:
+                break
+            time.sleep(PAUSE_SECONDS)
         if not answer.ok:
             raise requests.HTTPError(f"{method} {path}: {answer.status_code} {answer.text}", response=answer)
         return dict(answer.json()) if answer.content else {}

@@ -35,6 +35,7 @@ log = logging.getLogger("spira.gateway")
 PREDICT = "/v1/predict"
 # Of an answer; `heard` is what spira-train watch compares with the training data.
 AUDITED = ("probability", "calibrated", "diagnosis", "warnings", "heard")
+WINDOWS = ("windows", "window_seconds", "step_seconds")  # of an answer, where asked for
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_HEADER = {
     "name": "X-Request-ID",
@@ -180,7 +181,7 @@ async def predict(
         raise Problem(422, word(reply.body.get("error")), str(reply.body.get("detail")), version=version)
     if challenger := routes.shadow(known):
         gateway.shadow.offer(Job(request_id, content, challenger, reply.body))
-    return answer if windows else answer.model_copy(update={"windows": None})
+    return answer if windows else answer.model_copy(update=dict.fromkeys(WINDOWS))
 
 
 def _note(gateway: Gateway, client: str, request_id: str, reply: Reply, version: str) -> None:

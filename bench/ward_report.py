@@ -66,21 +66,95 @@ class Accuracy:
         return f"{self.mean:.1f}{spread} [{self.low:.1f}, {self.high:.1f}]"
 
 
+def correct(line: Mapping[str, Any], condition: str) -> np.ndarray:
+    """1 for each recording (R,) that a training answered rightly, else 0; `KeyError` where it was not asked."""
+    labels, answers = np.array(line["labels"]), line["answers"]
+    if condition == "controls":
+        given = np.where(labels == 0, answers["ward"], answers["clean"])  # (R,)
+    else:
+        given = np.array(answers[condition])  # (R,)
+    return ((given > 0.5) == (labels == 1)).astype(float)
+
+
 def measure(lines: Sequence[Mapping[str, Any]], condition: str) -> Accuracy | None:
     """The interval resamples both what was drawn: seeds, and within each class subjects."""
     labels = np.array(lines[0]["labels"])
     try:
-        given = [np.where(labels == 0, line["answers"]["ward"], line["answers"]["clean"]) if condition == "controls"
-                 else np.array(line["answers"][condition]) for line in lines]  # fmt: skip
+        right = np.array([correct(line, condition) for line in lines])  # (S, R)
     except KeyError:
         return None  # this row was not asked
-    right = np.array([(p > 0.5) == (labels == 1) for p in given], float)  # (S, R)
     rng = Random(0).stream("bootstrap")  # the same draws for every row
     sample = Sample.of(labels.tolist(), lines[0]["subjects"], DRAWS, rng)
     seeds = rng.integers(len(right), size=(DRAWS, len(right)))
     drawn = (sample.weights * right[seeds].mean(1)).sum(1) / sample.weights.sum(1)  # (D,)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Accuracy([100 * float(one.mean()) for one in right], *(100 * float(v) for v in (right.mean(), low, high)))
+
+
+def across(
+    lines: Sequence[Mapping[str, Any]], condition: str, less: Sequence[Mapping[str, Any]] | None = None
+) -> Accuracy:
+    """Of one row trained once on each lake: a line a lake. The interval resamples lakes, and within each its subjects.
+
+    less: another row's lines on the same lakes; the result is then how far this row is ahead of it, in points, pair by
+    pair: both answer the same draws.
+    """
+    each, draws = [], []
+    for number, line in enumerate(lines):
+        right = correct(line, condition)  # (R,)
+        if less is not None:
+            if less[number]["subjects"] != line["subjects"]:
+                raise ValueError(f"lake {line['seed']}: the two rows answered different recordings")
+            right = right - correct(less[number], condition)
+        rng = Random(line["seed"]).stream("bootstrap")  # the same draws for every row of a lake
+        sample = Sample.of(line["labels"], line["subjects"], DRAWS, rng)
+        each.append(100 * float(right.mean()))
+        draws.append(100 * (sample.weights @ right) / sample.weights.sum(1))  # (D,)
+    rng = Random(0).stream("lakes")
+    shape = (DRAWS, len(lines))
+    drawn = np.array(draws)[rng.integers(len(lines), size=shape), rng.integers(DRAWS, size=shape)].mean(1)  # (D,)
+    low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+    return Accuracy(each, float(np.mean(each)), low, high)
+
+
+def lakes_report(folder: Path, pictures: Path) -> str:
+    """Draw the figure of `--lakes` and return its tables; all from the results.jsonl of each lake's folder."""
+    found = [line for place in sorted(folder.iterdir()) if place.is_dir() for line in read(place)]
+    names = sorted({line["name"] for line in found})
+    of = {name: sorted((x for x in found if x["name"] == name), key=lambda x: x["seed"]) for name in names}
+    conditions = {**CONDITIONS, **{name: name for name in ANSWERS[2:]}}
+    text = ["| recipe | parameters | lakes | " + " | ".join(conditions.values()) + " |",
+            "|---|" + "---|" * (len(conditions) + 2)]  # fmt: skip
+    for name, lines in of.items():
+        cells = [name, f"{lines[0]['parameters']:,}", len(lines), *(across(lines, c) for c in conditions)]
+        text.append("| " + " | ".join(map(str, cells)) + " |")
+    base = next((name for name in names if name.startswith("v1 ")), None)
+    for name in (n for n in names if base and n != base and _both(of[n], of[base])):
+        mine, theirs = ([x for x in of[n] if x["seed"] in _both(of[name], of[base])] for n in (name, base))
+        ahead = [across(mine, c, theirs) for c in conditions]
+        apart = [_yes(across(mine, c).low > across(theirs, c).high) for c in conditions]
+        text.append("| " + " | ".join(map(str, [f"{name} less {base}, paired", "", len(mine), *ahead])) + " |")
+        text.append("| " + " | ".join([f"{name} better, intervals apart", "", str(len(mine)), *apart]) + " |")
+    text += ["", "| lake | " + " | ".join(f"{n}: clean, ward on controls, on everyone" for n in names) + " |",
+             "|---|" + "---|" * len(names)]  # fmt: skip
+    for lake in sorted({line["seed"] for line in found}):
+        here = [next((x for x in of[name] if x["seed"] == lake), None) for name in names]
+        cells = [", ".join(f"{100 * correct(x, c).mean():.1f}" for c in CONDITIONS) if x else "" for x in here]
+        text.append("| " + " | ".join([str(lake), *cells]) + " |")
+    seconds = {name: np.mean([line["cpu_seconds"] for line in lines]) for name, lines in of.items()}
+    text += ["", "CPU seconds a training: " + ", ".join(f"{name} {s:.0f}" for name, s in seconds.items())]
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw(pictures / "study-lakes.svg", lambda axes: by_lake(axes, of))
+    return "\n".join(text)
+
+
+def _both(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The lakes that both rows were trained on."""
+    return {line["seed"] for line in one} & {line["seed"] for line in other}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def report(folder: Path, pictures: Path) -> str:
@@ -160,4 +234,17 @@ def robustness(axes: Axes, table: Mapping[str, Mapping[str, Any]]) -> None:
     axes.axhline(50, color=QUIET, linewidth=1, linestyle=":")
     axes.set(xticks=range(5), xticklabels=["clean", *ANSWERS[2:]], ylabel="accuracy, %", ylim=(40, 101),
              xlabel="speech over unseen ward noise, on everyone")  # fmt: skip
+    axes.legend(frameon=False, loc="lower left")
+
+
+def by_lake(axes: Axes, of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Accuracy of each row on each lake, a line a lake and condition; at the right the mean with its interval."""
+    for name, colour, shift in zip(of, (PATIENT, CONTROL, QUIET), (0.12, -0.12, 0.0), strict=False):
+        for place, condition in enumerate(CONDITIONS):
+            one = across(of[name], condition)
+            label = name if place == 0 else None
+            axes.plot(place + shift + np.linspace(-0.05, 0.05, len(one.seeds)), one.seeds, ".", color=colour, alpha=0.5)
+            axes.plot([place + shift] * 2, [one.low, one.high], color=colour, linewidth=2, alpha=0.6)
+            axes.plot(place + shift, one.mean, "o", color=colour, markersize=6, label=label)
+    axes.set(xticks=range(len(CONDITIONS)), xticklabels=list(CONDITIONS.values()), ylabel="accuracy, %", ylim=(70, 101))
     axes.legend(frameon=False, loc="lower left")

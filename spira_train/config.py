@@ -85,6 +85,12 @@ class NoiseConfig(Section):
     channel: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Share of noisy variants heard through a random device: level, band and tilt"
     )
+    crowd: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of noise crops that are three to six other training recordings, of any label, at once"
+    )
+    reshape: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of noise crops changed at random: speed, colour, direction"
+    )
     test: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Share of noise tracks kept for the gate, never used in training"
     )
@@ -98,7 +104,7 @@ class NoiseConfig(Section):
         return self
 
     def insertion(self) -> dict[str, Any]:
-        """The law of insertion, as keyword arguments of `noise.insert`."""
+        """The law of insertion, as keyword arguments of `noise.insert`, without what only training adds."""
         names = {"inserts", "vary", "law", "min_peak", "max_peak", "min_snr_db", "max_snr_db"}
         return self.model_dump(include=names)
 

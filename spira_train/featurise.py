@@ -108,12 +108,16 @@ def compute(
     size = round(settings.pop("window_seconds") * config.features.sample_rate)
     step = round(settings.pop("step_seconds") * config.features.sample_rate)
     extractor = FeatureExtractor(**settings).eval()
+    voices: list[noise.Signal] = []
+    if config.noise.crowd and config.noise.variants:
+        voices = [_speech(lake, partition, row) for row in rows if row["split"] == "train"]
     law = config.noise.insertion()
+    law |= {"crowd": config.noise.crowd, "voices": voices, "reshape": config.noise.reshape}
     random = Random(config.seed)
     blocks: list[np.ndarray] = []
     columns: dict[str, list] = {"recording": [], "subject": [], "label": [], "split": [], "window": []}
     for row in track(rows, f"features {partition}", len(rows)):
-        speech = as_float(from_flac(lake.read("audio", partition, row["file"])))  # (T,)
+        speech = _speech(lake, partition, row)  # (T,)
         # the draw depends on the seed and the recording, never on the label
         versions = [speech]
         for variant in range(config.noise.variants):
@@ -133,3 +137,8 @@ def compute(
             blocks.append(np.zeros((1 + config.noise.variants, 0, *extractor(torch.zeros(1, 1, size)).shape[2:]), "f4"))
     everything = np.concatenate(blocks, axis=1)  # (1 + V, N, frames, n_mfcc)
     return everything[0], everything[1:], pa.table(columns)
+
+
+def _speech(lake: Lake, partition: str, row: dict[str, Any]) -> noise.Signal:
+    """A recording of the manifest, (T,)."""
+    return as_float(from_flac(lake.read("audio", partition, row["file"])))

@@ -5,7 +5,7 @@ label, and scaled by `max()` instead of the absolute peak. Here the header is op
 a silent crop is drawn again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ LIST = "noise/noise_data.csv"
 MAX_SECONDS = 600.0
 SILENT_PEAK = 1e-3  # -60 dBFS: scaling a fainter crop up would only insert its rounding noise
 FADE = SAMPLE_RATE // 20  # 50 ms
+OCTAVES = 62.5 * 2.0 ** np.arange(8)  # Hz
 _DRAWS = 16
 
 Signal = NDArray[np.float32]
@@ -108,9 +109,15 @@ def insert(
     law: Literal["peak", "snr"] = "peak",
     min_snr_db: float = 0.0,
     max_snr_db: float = 20.0,
+    crowd: float = 0.0,
+    voices: Sequence[Signal] = (),
+    reshape: float = 0.0,
     rng: np.random.Generator,
 ) -> Signal:
     """Speech (T,) with `inserts` noise crops of its length added (1 to `inserts` where they `vary`).
+
+    A share of `crowd` of the crops are 3 to 6 of the `voices` at once, the others come from `tracks`. A share of
+    `reshape` of all passes `reshaped`.
 
     `peak`: each crop is scaled to a peak of U(min_peak, max_peak). `snr`: all of them together are scaled to a ratio of
     U(min_snr_db, max_snr_db) of the recording's power to theirs. The law is the same whatever the label, in training
@@ -119,11 +126,67 @@ def insert(
     mixed = speech.astype(np.float32, copy=True)  # (T,)
     added = np.zeros_like(mixed)  # (T,)
     for _ in range(int(rng.integers(1, inserts + 1)) if vary and inserts else inserts):
-        piece = crop(tracks[int(rng.integers(len(tracks)))], len(speech), rng)  # (T,)
+        many = int(rng.integers(3, 7)) if voices and crowd and rng.random() < crowd else 0
+        cut = reshaped if reshape and rng.random() < reshape else crop
+        if many:
+            piece = _crowd(voices, many, len(speech), cut, rng)  # (T,)
+        else:
+            piece = cut(tracks[int(rng.integers(len(tracks)))], len(speech), rng)  # (T,)
         added += piece * np.float32(rng.uniform(min_peak, max_peak) / np.abs(piece).max())  # (T,)
     if law == "snr" and added.any():
         added = at_snr(mixed, added, float(rng.uniform(min_snr_db, max_snr_db)))  # (T,)
     return mixed + added
+
+
+def _crowd(
+    voices: Sequence[Signal],
+    count: int,
+    length: int,
+    cut: Callable[[Signal, int, np.random.Generator], Signal],
+    rng: np.random.Generator,
+) -> Signal:
+    """So many people talking at once, (length,): crops of `voices`, up to 10 dB apart, half of them blurred."""
+    together = np.zeros(length, np.float32)  # (length,)
+    for _ in range(count):
+        one = cut(voices[int(rng.integers(len(voices)))], length, rng)  # (length,)
+        if rng.random() < 0.5:
+            one = blurred(one, rng)
+        together += one / np.sqrt(np.square(one).mean()) * np.float32(10 ** (rng.uniform(-10, 0) / 20))
+    return together
+
+
+def blurred(voice: Signal, rng: np.random.Generator) -> Signal:
+    """A voice (T,) as a far one is heard: noise with its rhythm, in the colour of one of its sounds, without pitch.
+
+    Signs at random leave the envelope alone and make the spectrum flat (Schroeder 1968), as in the ICRA noises of
+    audiology (Dreschler et al. 2001); the colour is that of the loudest of a few frames drawn at random.
+    """
+    frame = min(1024, len(voice))
+    starts = rng.integers(0, len(voice) - frame + 1, size=4)
+    sound = max((voice[start : start + frame] for start in starts), key=lambda one: float(np.square(one).sum()))
+    lines = np.abs(np.fft.rfft(sound * np.hanning(frame), 1024))  # (513,)
+    if not lines.any():  # digital silence has no colour
+        return voice
+    colour = np.convolve(lines, np.hanning(11)[1:-1], mode="same")  # over 140 Hz: formants stay, harmonics mostly go
+    size = -(-len(voice) // 4096) * 4096  # a length that the transform likes
+    gain = np.interp(np.linspace(0, 512, size // 2 + 1), np.arange(513), colour)
+    flat = voice * rng.choice(np.array([-1, 1], np.float32), len(voice))
+    return np.fft.irfft(np.fft.rfft(flat, size) * gain, size)[: len(voice)].astype(np.float32)  # (T,)
+
+
+def reshaped(track: Signal, length: int, rng: np.random.Generator) -> Signal:
+    """A crop (length,) of a track (T,) as other noise: at another speed, in other colours, half of them backwards.
+
+    Speed 0.7 to 1.5, so pitch too; each octave from 62.5 Hz to 8 kHz gets -12 to 12 dB, with a smooth way between.
+    A few tracks so become many: what a network learns by heart is no single one of them.
+    """
+    speed = float(np.exp(rng.uniform(np.log(0.7), np.log(1.5))))
+    raw = crop(track, int(np.ceil(length * speed)) + 1, rng)
+    piece = np.interp(np.arange(length) * speed, np.arange(len(raw)), raw)[:: int(rng.choice((1, -1)))]  # (length,)
+    size = -(-length // 4096) * 4096  # a length that the transform likes
+    gains = 10 ** (rng.uniform(-12, 12, len(OCTAVES)) / 20)
+    gain = np.interp(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), OCTAVES, gains)  # (size / 2 + 1,)
+    return np.fft.irfft(np.fft.rfft(piece, size) * gain, size)[:length].astype(np.float32)  # (length,)
 
 
 def at_snr(speech: Signal, noise: Signal, snr_db: float) -> Signal:

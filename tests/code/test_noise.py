@@ -237,3 +237,80 @@ def test_varied_noise_at_an_snr_depends_on_the_recording_alone() -> None:
     two = noise.insert(other, tracks, **law, rng=rng(4)) - other
     assert np.corrcoef(one, two)[0, 1] == pytest.approx(1, abs=1e-4)
     assert decibels(speech, speech + one) == pytest.approx(decibels(other, other + two), abs=0.05)
+
+
+def test_reshaped_noise_is_other_noise_of_the_length_asked_for() -> None:
+    track = hum(30000, 1)
+    for length in (1, 500, 8000, 50000):  # shorter and longer than the track
+        piece = noise.reshaped(track, length, rng(3))
+        assert (piece.shape, piece.dtype) == ((length,), np.float32)
+        assert np.isfinite(piece).all()
+        assert piece.any()
+    one, again, other = (noise.reshaped(track, 8000, rng(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_reshaping_moves_pitch_and_colour_within_its_limits() -> None:
+    tone = np.sin(2 * np.pi * 500 * np.arange(32000) / 16000).astype(np.float32)
+    peaks = [np.abs(np.fft.rfft(noise.reshaped(tone, 16000, rng(seed)))).argmax() for seed in range(40)]  # Hz
+    assert 345 <= min(peaks) < 450
+    assert 600 < max(peaks) <= 755
+    loud = [20 * np.log10(noise.reshaped(tone, 16000, rng(seed)).std() / tone.std()) for seed in range(40)]
+    assert -12.5 < min(loud) < -4
+    assert 4 < max(loud) < 12.5
+
+
+def test_half_of_the_reshaped_crops_run_backwards() -> None:
+    rising = np.repeat(np.linspace(0.01, 1, 300, dtype=np.float32), 100) * hum(30000, 1)
+    pieces = [noise.reshaped(rising, 15000, rng(seed)) for seed in range(40)]
+    louder_at_the_end = [piece[7500:].std() > piece[:7500].std() for piece in pieces]
+    assert 8 < sum(louder_at_the_end) < 32
+
+
+def test_a_share_of_the_crops_is_reshaped() -> None:
+    flat, silence = [np.full(4000, 0.5, np.float32)], np.zeros(2000, np.float32)
+    law = LAW | {"inserts": 1}
+
+    def crops(**more: object) -> list[np.ndarray]:
+        return [noise.insert(silence, flat, **law, **more, rng=rng(seed)) for seed in range(60)]  # type: ignore[arg-type]
+
+    assert all(np.ptp(piece) == 0 for piece in crops())
+    assert 15 < sum(np.ptp(piece) > 0 for piece in crops(reshape=0.5)) < 45
+    # switched off, nothing is drawn for them: v1's noise stays what it was
+    assert all(np.array_equal(a, b) for a, b in zip(crops(), crops(reshape=0.0), strict=True))
+
+
+def test_a_blurred_voice_keeps_its_rhythm_and_a_colour_of_its_own_and_loses_its_pitch() -> None:
+    time = np.arange(32000) / 16000
+    voice = sum(np.sin(2 * np.pi * 200 * k * time) * np.exp(-(((200 * k - 1000) / 300) ** 2)) for k in range(1, 30))
+    voice = (0.1 * voice * (np.sin(2 * np.pi * 2 * time) > 0)).astype(np.float32)  # two syllables a second around 1 kHz
+    far = noise.blurred(voice, rng(5))
+    assert (far.shape, far.dtype) == (voice.shape, np.float32)
+    loud = np.repeat(np.sin(2 * np.pi * 2 * time[::400]) > 0, 400)
+    assert far[loud].std() > 3 * far[~loud].std()
+    lines = np.abs(np.fft.rfft(far)) ** 2  # every 0.5 Hz
+    assert lines[1000:3000].sum() > 0.8 * lines.sum()
+    own = np.abs(np.fft.rfft(voice)) ** 2
+    harmonics = np.abs(np.arange(16001) / 2 / 200 - np.rint(np.arange(16001) / 2 / 200)) < 0.05
+    assert own[harmonics].sum() > 0.8 * own.sum()
+    assert lines[harmonics].sum() < 0.5 * lines.sum()
+    silence = np.zeros(8000, np.float32)
+    assert np.array_equal(noise.blurred(silence, rng(1)), silence)
+    assert noise.blurred(voice[:300], rng(1)).shape == (300,)
+
+
+def test_a_crowd_is_several_voices_at_once() -> None:
+    voices = [np.sin(2 * np.pi * f * np.arange(16000) / 16000).astype(np.float32) for f in range(500, 8000, 500)]
+    law, silence = LAW | {"inserts": 1}, np.zeros(16000, np.float32)
+    counts = []
+    for seed in range(40):
+        piece = noise.insert(silence, [hum()], **law, crowd=1.0, voices=voices, rng=rng(seed))
+        lines = np.abs(np.fft.rfft(piece)[250:7750]) ** 2  # every Hz
+        bands = lines.reshape(15, 500).sum(1)  # one around each voice, blurred or not
+        counts.append(int((bands > bands.max() / 50).sum()))
+    assert 3 <= max(counts) <= 6
+    assert len(set(counts)) > 2
+    alone = noise.insert(silence, [hum()], **law, rng=rng(1))
+    assert np.array_equal(noise.insert(silence, [hum()], **law, crowd=0.0, voices=voices, rng=rng(1)), alone)
+    assert np.array_equal(noise.insert(silence, [hum()], **law, crowd=1.0, rng=rng(1)), alone)  # nobody else is there

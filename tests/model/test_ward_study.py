@@ -48,3 +48,28 @@ def test_accuracy_is_by_recording_with_noise_on_controls_only_where_so_asked():
     assert controls.seeds == [75.0, 50.0]
     assert controls.low <= controls.mean == 62.5 <= controls.high
     assert ward_report.measure(lines, "0 dB") is None
+
+
+def lake(seed: int, *wrong: int) -> dict:
+    """A line of `--lakes`: twenty recordings, of which those in `wrong` were answered wrongly in every condition."""
+    labels = [number % 2 for number in range(20)]
+    said = [0.9 if label != (number in wrong) else 0.1 for number, label in enumerate(labels)]
+    subjects = [f"{seed}-{number}" for number in range(20)]
+    return {"seed": seed, "labels": labels, "subjects": subjects, "answers": {"clean": said, "ward": said}}
+
+
+def test_lakes_are_resampled_as_well_as_subjects_and_rows_are_compared_pair_by_pair():
+    ours = [lake(101, 0), lake(102, 0, 1, 2, 3)]
+    theirs = [lake(101, 0, 4), lake(102, 0, 1, 2, 3, 4)]
+    one = ward_report.across(ours, "controls")
+    assert one.seeds == [95.0, 80.0]
+    assert one.mean == 87.5
+    assert one.low < 80  # both draws may be of the worse lake, whose subjects vary too
+    assert one.high > 95
+    ahead = ward_report.across(ours, "ward", theirs)
+    assert ahead.seeds == [5.0, 5.0]
+    assert ahead.low >= 0  # what both rows miss is in both
+    same = ward_report.across(ours, "clean", ours)
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="different recordings"):
+        ward_report.across(ours, "clean", theirs[::-1])

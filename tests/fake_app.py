@@ -58,6 +58,7 @@ class Fake:
     result: dict[str, Any] = field(default_factory=lambda: {"answer": ANSWER})  # or {"error", "detail"}
     thinks: float = 0.2  # seconds until an answer; below 0: never
     piece: float = 0.0  # seconds that a piece of an upload takes
+    lists: float = 0.0  # seconds that the list of the latest takes
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)  # path's beginning -> (status, word)
     events: bool = True
     logins: set[str] = field(default_factory=set)
@@ -180,6 +181,7 @@ def _inferences(app: FastAPI, fake: Fake) -> None:
 
     @app.get("/v1/inferences")
     def latest() -> Any:
+        time.sleep(fake.lists)
         return [shown(id) for id in reversed(fake.inferences)]
 
     @app.get("/v1/inferences/{id}")

@@ -72,8 +72,11 @@ function ask(why, enter) {
       form.elements.password.value = '';
       if (person && person.name !== found.name) { location.reload(); return; } // nothing of one account is shown to another
       await enter(found);
-      $('#main').focus({ preventScroll: true });
-      scrollTo({ top: 0 });
+      // Whoever has moved on by keyboard while the page was filled is not called back.
+      if (document.activeElement === document.body || place.contains(document.activeElement)) {
+        $('#main').focus({ preventScroll: true });
+        scrollTo({ top: 0 });
+      }
     } catch (failure) {
       complain(place, t(failure.status === 401 ? 'login.wrong' : failure.status === 429 ? 'login.many' : failure.offline ? 'errors.network' : 'errors.unknown'));
       form.elements.password.focus();

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from access import accounts, trail
 from access.accounts import Account, Role
 from access.database import engine, migrate, sessions
-from access.settings import Settings, read, secret
-from serve.gateway.settings import Mistake
+from access.settings import Settings, read
+from serve.gateway.settings import Mistake, secret
 
 
 def main(arguments: list[str] | None = None) -> None:

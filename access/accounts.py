@@ -15,8 +15,7 @@ from sqlalchemy import JSON, ForeignKey, String, delete, func, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 from access.database import Base, Moment, now
-from access.settings import secret
-from serve.gateway.settings import Mistake
+from serve.gateway.settings import Mistake, secret
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 SHORTEST, LONGEST = 12, 256  # characters of a password

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from serve.gateway.settings import Mistake
+from access import trail
+from serve.gateway.settings import Mistake, from_environment, secret
 
 NAMES = {
     "database": "SPIRA_DATABASE",
     "password_file": "SPIRA_DATABASE_PASSWORD_FILE",
     "first_password": "SPIRA_FIRST_PASSWORD",
-    "trail": "SPIRA_TRAIL",
+    "trail": trail.VARIABLE,
     "insecure_cookies": "SPIRA_INSECURE_COOKIES",
 }
 
@@ -26,13 +27,13 @@ class Settings(BaseModel):
     database: str = "sqlite:///var/app/app.db"
     password_file: Path | None = None  # holds the database's password, which then is not in the URL
     first_password: Path | None = None  # where there is no account yet, `demo` gets the password in this file
-    trail: Path = Path("var/app")  # the folder of trail.jsonl
+    trail: Path = trail.FOLDER
     insecure_cookies: bool = False  # let cookies travel over plain http to other machines; for trials only
 
     @property
     def trail_file(self) -> Path:
         """Where the lines of the trail go."""
-        return self.trail / "trail.jsonl"
+        return self.trail / trail.NAME
 
     def url(self) -> URL:
         """The database's address with its password; raises `Mistake` naming the setting, never what a secret holds."""
@@ -47,19 +48,4 @@ class Settings(BaseModel):
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings in `env`; raises `Mistake` naming the variable that cannot be."""
-    try:
-        return Settings.model_validate({field: env[name] for field, name in NAMES.items() if env.get(name)})
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise Mistake(f"{NAMES[str(first['loc'][0])]}: {first['msg']}") from None
-
-
-def secret(file: Path) -> str:
-    """What a secret's file holds, without the line's end."""
-    try:
-        content = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Mistake(f"{file}: cannot be read ({getattr(error, 'strerror', 'not text')})") from None
-    if not content:
-        raise Mistake(f"{file}: empty; it should hold a secret")
-    return content
+    return from_environment(Settings, env, NAMES)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from serve.gateway import files
 
+VARIABLE, FOLDER, NAME = "SPIRA_TRAIL", Path("var/trail"), "trail.jsonl"
+
 
 def note(file: Path, who: str, what: str, **facts: str | int | float | bool | None) -> None:
     """Append {time, who, what, ...}. facts: ids and counts, nothing that says anything of a patient.

@@ -138,9 +138,9 @@ def withdraw(
     """Take a subject's recordings out of the lake for ever, and all that was derived of their days."""
     settings = read(os.environ)
     gone = receive.withdraw(Lake(settings.lake), read_key(settings.pseudonym_key), subject, who)
-    _note(settings, who, "withdrawn", subject=gone["subject"], recordings=gone["recordings"])
-    print(f"{gone['subject']}: {gone['recordings']} recordings of {len(gone['days'])} days are gone")
-    if not gone["recordings"]:
+    _note(settings, who, "withdrawn", subject=gone.subject, recordings=gone.recordings)
+    print(f"{gone.subject}: {gone.recordings} recordings of {len(gone.days)} days are gone")
+    if not gone.recordings:
         print("No recording of this subject was known; look at the spelling.", file=sys.stderr)
 
 

@@ -8,17 +8,13 @@ import asyncio
 import json
 import logging
 import posixpath
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import fsspec
-import nats
 from fsspec.implementations.local import LocalFileSystem
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
-from nats.js.api import ConsumerConfig, StreamConfig
-from nats.js.errors import BadRequestError
+from nats.js.api import ConsumerConfig
 from pydantic import BaseModel, Field, ValidationError
 
 from access import trail
@@ -27,13 +23,13 @@ from collect.facts import Facts, Label, Wrong, harmless
 from collect.facts import read as read_facts
 from collect.landing import settle
 from collect.ledger import Declined
-from collect.pseudonym import pseudonym, read_key
 from collect.settings import Settings
+from serve.app import streams
 from serve.gateway.settings import Mistake
 from spira_train.outcome import BadInput
 from spira_train.store import Lake
 
-STREAM, SUBJECT, DURABLE = "SPIRA_LABELS", "labels.entered", "collect"
+DURABLE = "collect"
 ACK_SECONDS, AGAIN_SECONDS = 10.0, 5.0  # one that a killed service held comes again after the first
 log = logging.getLogger("spira.collect")
 
@@ -52,39 +48,31 @@ class Entered(BaseModel):
 
 async def follow(settings: Settings) -> None:
     """Take labels until cancelled; where NATS is away, wait for it."""
-    key = read_key(settings.pseudonym_key)
     while True:
         try:
-            await _listen(settings, key)
-        except (NatsError, OSError, TimeoutError) as error:
-            log.warning("NATS at %s: %s; trying again", settings.nats, type(error).__name__)
+            await _listen(settings)
+        except (*streams.LOST, Mistake) as error:
+            log.warning("NATS at %s: %s; trying again", settings.nats, streams.named(error))
         await asyncio.sleep(AGAIN_SECONDS)
 
 
-async def _listen(settings: Settings, key: bytes) -> None:
-    token = settings.nats_token.read_text().strip() if settings.nats_token else None
-    client = await nats.connect(settings.nats, token=token, name="collect", max_reconnect_attempts=-1)
-    try:
-        stream = client.jetstream()
-        with suppress(BadRequestError):  # the app has made it, in its own way
-            await stream.add_stream(StreamConfig(name=STREAM, subjects=[SUBJECT]))
+async def _listen(settings: Settings) -> None:
+    async with streams.linked(settings.nats, settings.nats_token, "collect") as (link, gone):
         # One at a time: a correction must not be overtaken by what it corrects, whatever is delivered again.
         consumer = ConsumerConfig(durable_name=DURABLE, ack_wait=ACK_SECONDS, max_deliver=-1, max_ack_pending=1)
-        labels = await stream.pull_subscribe(SUBJECT, durable=DURABLE, stream=STREAM, config=consumer)
-        while True:
+        labels = await link.pull_subscribe(streams.ENTERED, durable=DURABLE, stream=streams.LABELS, config=consumer)
+        while not gone.is_set():
             try:
                 messages = await labels.fetch(1, timeout=5)
             except TimeoutError:
                 continue
             for message in messages:
-                await _take(settings, key, message)
-    finally:
-        await client.close()
+                await _take(settings, message)
 
 
-async def _take(settings: Settings, key: bytes, message: Msg) -> None:
+async def _take(settings: Settings, message: Msg) -> None:
     try:
-        await asyncio.to_thread(take, settings, key, message.data)
+        await asyncio.to_thread(take, settings, message.data)
     except (Mistake, ValidationError, ValueError, Declined, FileNotFoundError) as error:
         # It would not be better the next time. What was sent is not said: it may be a patient's.
         word = getattr(error, "reason", type(error).__name__)
@@ -98,7 +86,7 @@ async def _take(settings: Settings, key: bytes, message: Msg) -> None:
         await message.ack()
 
 
-def take(settings: Settings, key: bytes, content: bytes) -> receive.Receipt:
+def take(settings: Settings, content: bytes) -> receive.Receipt:
     """Put the recording of a labelled inference and its label into the ledger, and settle its day.
 
     Raises `ValueError` and its like where the message is wrong, `FileNotFoundError` where the recording is gone.
@@ -109,7 +97,6 @@ def take(settings: Settings, key: bytes, content: bytes) -> receive.Receipt:
     fields = {name: value for name, value in entered.facts.items() if name in known and value is not None}
     if not fields.get("consent_training"):
         raise Wrong("consent_training", "consent", "is not given")
-    fields.setdefault("subject", pseudonym(key, f"inference {entered.inference_id}"))  # nobody said whose voice it is
     facts = read_facts(fields | {"consent": True})
     lake = Lake(settings.lake)
     kept = receive.receive(lake, None, sound(settings.audio, entered.audio), facts, entered.who, day=day)

@@ -6,14 +6,14 @@ lock (docs/collection.md).
 
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from spira_train.store import Lake, alone, disk_errors
+from spira_train import store
+from spira_train.store import Lake, alone, disk_errors, sync
 
 AREA = "collection"
 _doors: dict[str, threading.Lock] = {}
@@ -40,22 +40,7 @@ def door(lake: Lake) -> Iterator[None]:
 
 def put(lake: Lake, content: bytes, *parts: str) -> None:
     """Write a file; on a disk it is beside its name until it is complete, and synced with its folder."""
-    if not is_local(lake):
-        lake.fs.pipe_file(lake.path(*parts), content)
-        return
-    file = Path(lake.path(*parts))
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.partial")
-    with disk_errors(str(file.parent)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync(file.parent)
+    store.put(lake.fs, lake.path(*parts), content)
 
 
 def move(lake: Lake, source: tuple[str, ...], target: tuple[str, ...]) -> None:
@@ -93,12 +78,3 @@ def names(lake: Lake, *parts: str) -> list[str]:
     if not lake.exists(*parts):
         return []
     return sorted(found.rstrip("/").rpartition("/")[2] for found in lake.fs.ls(path, detail=False))
-
-
-def sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,9 +7,9 @@ everything that must follow is done again until it is done, by `recover` after a
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from collect import ledger
 from collect.facts import Facts, Label, harmless
@@ -25,19 +25,24 @@ log = logging.getLogger("spira.collect")
 _PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What whoever sent a recording keeps. again: it had come before, and nothing was changed."""
+class Receipt(BaseModel):
+    """What was kept. landed: it will be trained on; waiting: its label, or the consent, is missing."""
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     day: str
     digest: str
     state: State
-    again: bool
+    again: bool = Field(description="it had come before: nothing was changed")
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+
+class Left(BaseModel):
+    """What a withdrawal took away. recordings: 0 where the subject was not known; then look at the spelling."""
+
+    subject: str = Field(description="pseudonym")
+    days: list[str]
+    recordings: int
 
 
 def receive(
@@ -89,11 +94,11 @@ def label(lake: Lake, id: str, value: Label, who: str, why: str) -> Receipt:
         return _receipt(ledger.recordings(lake, known.day)[id], again=False)
 
 
-def withdraw(lake: Lake, key: bytes, subject: str, who: str) -> dict[str, Any]:
+def withdraw(lake: Lake, key: bytes, subject: str, who: str) -> Left:
     """Let a subject's recordings leave the lake, and all that was derived of their days; refuse later ones.
 
-    subject: as it was given with the recordings, or its pseudonym. Returns {subject: pseudonym, days, recordings: how
-    many}. What stays is the ledger (ids and pseudonyms) and collection/withdrawn/<pseudonym>.json.
+    subject: as it was given with the recordings, or its pseudonym. What stays is the ledger (ids and pseudonyms) and
+    collection/withdrawn/<pseudonym>.json.
     """
     with door(lake):
         given = [one for day in ledger.days(lake) for one in ledger.recordings(lake, day).values()]
@@ -110,7 +115,7 @@ def withdraw(lake: Lake, key: bytes, subject: str, who: str) -> dict[str, Any]:
             }
             put(lake, json.dumps(note, indent=1).encode(), AREA, "withdrawn", f"{name}.json")
         _leave(lake, name)
-    return {"subject": name, "days": sorted({one.day for one in mine}), "recordings": len(mine)}
+    return Left(subject=name, days=sorted({one.day for one in mine}), recordings=len(mine))
 
 
 def recover(lake: Lake) -> None:
@@ -143,7 +148,7 @@ def _settle(lake: Lake, day: str) -> None:
 
 
 def _receipt(one: Recording, again: bool) -> Receipt:
-    return Receipt(one.id, one.day, one.digest, one.state, again)
+    return Receipt(id=one.id, day=one.day, digest=one.digest, state=one.state, again=again)
 
 
 def valid_day(text: str) -> str:

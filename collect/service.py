@@ -26,6 +26,7 @@ from collect.hearing import Unusable
 from collect.landing import settle
 from collect.ledger import Declined, State
 from collect.pseudonym import read_key
+from collect.receive import Left, Receipt
 from collect.settings import Settings
 from serve.gateway import page
 from serve.gateway.problem import Failure, Problem
@@ -55,16 +56,6 @@ _EXAMPLE = """curl -H "Authorization: Bearer $KEY" -F recording=@sentence.wav \\
      {base}/v1/recordings"""
 
 
-class Receipt(BaseModel):
-    """What was kept. landed: it will be trained on; waiting: its label, or the consent, is missing."""
-
-    id: str
-    day: str
-    digest: str
-    state: State
-    again: bool = Field(description="it had come before: nothing was changed")
-
-
 class Known(BaseModel):
     """A recording, without its sound."""
 
@@ -88,14 +79,6 @@ class Leaving(BaseModel):
     """Who withdraws: as given with the recordings, or the pseudonym."""
 
     subject: Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class Left(BaseModel):
-    """What a withdrawal took away. recordings: 0 where the subject was not known; then look at the spelling."""
-
-    subject: str
-    days: list[str]
-    recordings: int
 
 
 @dataclass
@@ -182,10 +165,10 @@ async def take(request: Request, response: Response, person: Collector) -> Recei
         del body
         kept = await run_in_threadpool(_keep, collection, person, recording, given)
     response.status_code = 200 if kept.again else 201
-    return Receipt.model_validate(kept.as_dict())
+    return kept
 
 
-def _keep(collection: Collection, person: Person, recording: bytes, given: dict[str, Any]) -> receive.Receipt:
+def _keep(collection: Collection, person: Person, recording: bytes, given: dict[str, Any]) -> Receipt:
     facts: Facts = read_facts(given)
     kept = receive.receive(collection.lake, collection.key, recording, facts, person.name)
     if not kept.again:
@@ -219,15 +202,15 @@ def labelled(request: Request, person: Labeller, id: str, given: Labelled) -> Re
     if not kept.again:
         collection.note(person, "labelled", id=kept.id, label=given.label)
     collection.settle(kept.day)
-    return Receipt.model_validate(kept.as_dict())
+    return kept
 
 
 def withdrawn(request: Request, person: Remover, given: Leaving) -> Left:
     """The recordings leave the lake and what was derived of them; nothing of this subject is taken any more."""
     collection: Collection = request.app.state.collection
     gone = receive.withdraw(collection.lake, collection.key, given.subject, person.name)
-    collection.note(person, "withdrawn", subject=gone["subject"], recordings=gone["recordings"])
-    return Left.model_validate(gone)
+    collection.note(person, "withdrawn", subject=gone.subject, recordings=gone.recordings)
+    return gone
 
 
 def days(request: Request, person: Reader) -> list[Day]:

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from serve.gateway.settings import Mistake
+from access import trail
+from serve.gateway.settings import from_environment
 
 PREFIX = "SPIRA_COLLECT_"
 SHARED = {
     "lake": "SPIRA_LAKE",
     "pseudonym_key": "SPIRA_PSEUDONYM_KEY",
-    "trail": "SPIRA_TRAIL",
+    "trail": trail.VARIABLE,
     "nats": "SPIRA_NATS",
     "nats_token": "SPIRA_NATS_TOKEN_FILE",
     "audio": "SPIRA_APP_AUDIO",
@@ -24,8 +25,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     lake: str = "var/lake"
-    pseudonym_key: Path = Path("var/pseudonym.key")  # made at the first start; whoever has it can find a subject
-    trail: Path = Path("var/trail")  # the folder of trail.jsonl
+    pseudonym_key: Path = Path("var/secrets/pseudonym_key")  # made at the first start; it finds a subject
+    trail: Path = trail.FOLDER
     host: str = "127.0.0.1"
     port: int = Field(8092, ge=1, le=65535)
     max_bytes: int = Field(33_554_432, ge=1)  # as the gateway's: 120 s of stereo at 48 kHz fit
@@ -33,23 +34,14 @@ class Settings(BaseModel):
     at_once: int = Field(8, ge=1)  # recordings being read at a time; times max_bytes is the memory that they may take
     nats: str = ""  # where labels of the app come from; empty: none do
     nats_token: Path | None = None
-    audio: str = "var/lake/inferences"  # where the app keeps the recordings that such labels are about
+    audio: str = "var/inferences"  # where the app keeps the recordings that such labels are about
 
     @property
     def trail_file(self) -> Path:
         """Where the lines of the trail go."""
-        return self.trail / "trail.jsonl"
+        return self.trail / trail.NAME
 
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings in `env`; raises `Mistake` naming the variable that cannot be."""
-    names = {field: SHARED.get(field, PREFIX + field.upper()) for field in Settings.model_fields}
-    unknown = sorted(name for name in env if name.startswith(PREFIX) and name not in names.values())
-    if unknown:
-        raise Mistake(f"{unknown[0]}: no such setting; there are {', '.join(sorted(names.values()))}")
-    try:
-        return Settings.model_validate({field: env[name] for field, name in names.items() if env.get(name)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = names[str(first["loc"][0])]
-        raise Mistake(f"{name}={env[name]}: {first['msg']}") from None
+    return from_environment(Settings, env, SHARED, PREFIX)

@@ -26,7 +26,7 @@ from rich.text import Text
 from local import compose, volumes
 from local.airflow_api import DAG_ID, FINISHED, Airflow
 from local.front_door import Door
-from local.ports import PortTaken, choose_ports
+from local.ports import DEFAULTS, IN_CONTAINERS, PortTaken, choose_ports
 from local.services import MODEL, SERVICES, first_password, var
 from local.stack import addresses, console, down, login, state, up
 from serve import torchserve
@@ -128,7 +128,7 @@ def _containers() -> Iterator[Stage]:
     ours = compose.running() is None
     copies = var() / "demo"
     if ours:  # it is gone in a few minutes: any free ports will do
-        os.environ |= {name: str(port) for name, port in choose_ports(os.environ).items()}
+        os.environ |= {name: str(port) for name, port in choose_ports(os.environ, DEFAULTS | IN_CONTAINERS).items()}
     try:
         with _simulated(var() / "lake"):
             compose.up()

@@ -29,12 +29,12 @@ class PortTaken(Exception):
     """A port that the user asked for cannot be had."""
 
 
-def choose_ports(env: Mapping[str, str]) -> dict[str, int]:
-    """A port for each name of `DEFAULTS`: the one in `env`, else the default, else any free one; all different.
+def choose_ports(env: Mapping[str, str], defaults: Mapping[str, int] = DEFAULTS) -> dict[str, int]:
+    """A port for each name of `defaults`: the one in `env`, else the default, else any free one; all different.
 
     Raises `PortTaken` where the one in `env` is no port, is in use, or is asked for twice.
     """
-    asked = {name: _asked(name, env[name]) for name in DEFAULTS if env.get(name)}
+    asked = {name: _asked(name, env[name]) for name in defaults if env.get(name)}
     for name, port in asked.items():
         twins = [other for other, its in asked.items() if its == port and other != name]
         if twins:
@@ -42,7 +42,7 @@ def choose_ports(env: Mapping[str, str]) -> dict[str, int]:
         if not is_free(port):
             raise PortTaken(f"{name}={port}: that port is in use; choose another, or unset {name} to have one found")
     chosen = dict(asked)
-    for name, default in DEFAULTS.items():
+    for name, default in defaults.items():
         if name not in chosen:
             chosen[name] = default if default not in chosen.values() and is_free(default) else any_free(chosen)
     return chosen

@@ -7,17 +7,15 @@ a day that it took part in, closed.json in it is written here, collection/withdr
 import io
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from spira_train import landing, manifest
 from spira_train.outcome import NothingToDo, TryAgain
 from spira_train.progress import say
 from spira_train.registry import Registry
-from spira_train.store import CLOSED, Lake, digest_json, write_atomic
+from spira_train.store import CLOSED, Lake, digest_json, put
 
 AREA, MARKED = "collection", "marked.json"
 
@@ -134,8 +132,4 @@ def _read(lake: Lake, *parts: str) -> dict[str, Any]:
 
 
 def _write(lake: Lake, value: dict[str, Any], *parts: str) -> None:
-    content, path = json.dumps(value, indent=1, sort_keys=True).encode(), lake.path(*parts)
-    if isinstance(lake.fs, LocalFileSystem):
-        write_atomic(Path(path), content)
-    else:
-        lake.fs.pipe_file(path, content)
+    put(lake.fs, lake.path(*parts), json.dumps(value, indent=1, sort_keys=True).encode())

@@ -157,7 +157,7 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def write_atomic(file: Path, content: bytes) -> None:
-    """Write `file` so that a reader sees the old or the new content, never a part."""
+    """Write `file` so that a reader sees the old or the new content, never a part; a power cut takes nothing back."""
     staging = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.partial")
     with disk_errors(str(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +169,24 @@ def write_atomic(file: Path, content: bytes) -> None:
             staging.replace(file)
         finally:
             staging.unlink(missing_ok=True)
+        sync(file.parent)
+
+
+def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write a file of a lake, whole or not at all; an object store puts every file in one piece."""
+    if isinstance(fs, LocalFileSystem):
+        write_atomic(Path(path), content)
+    else:
+        fs.pipe_file(path, content)
+
+
+def sync(place: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -238,11 +256,7 @@ def alone(folder: Path) -> Iterator[None]:
 def _sync(folder: Path) -> None:
     # Without this a power cut could leave a renamed folder with empty files.
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 def _upload(fs: fsspec.AbstractFileSystem, staging: Path, destination: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import fsspec
 import pytest
 from no_skips import pytest_runtest_makereport  # noqa: F401 - a hook
 from pipeline import prepare, start_run
@@ -33,6 +34,21 @@ def spira_train(*arguments: object) -> tuple[int, dict, str]:
 def command():
     """The command line as a function."""
     return spira_train
+
+
+@pytest.fixture(params=["file", "memory"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    """The same behaviour on a disk and on an object store."""
+    if request.param == "file":
+        return Lake(str(tmp_path / "lake"))
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+    return Lake("memory://lake")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
 
 
 @pytest.fixture(scope="session")

@@ -7,41 +7,26 @@ answer is neither right nor wrong: it is counted by itself.
 import json
 import math
 from collections import Counter, defaultdict
-from pathlib import Path
 
 from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from serve.app import metrics
 from serve.app.records import COMPLETED, Inference
-from spira_train.store import write_atomic
+from spira_train.live import Live, Share
+from spira_train.store import put
 
 Z = 1.959964  # of the normal distribution, two-sided 95 %
 SAYS = {"positive": "patient", "negative": "control"}
 
 
-class Share(BaseModel):
-    """A proportion with its Wilson interval, 95 %."""
+class Accuracy(Live):
+    """What spira_train/live.py reads, and how many of each there were."""
 
-    value: float = Field(ge=0, le=1)
-    low: float = Field(ge=0, le=1)
-    high: float = Field(ge=0, le=1)
-
-
-class Accuracy(BaseModel):
-    """Of one version. n: answers with a later diagnosis; the shares are of those that were conclusive."""
-
-    n: int
     patients: int
     controls: int
-    inconclusive: int
     right: int
-    accuracy: Share | None = None
-    sensitivity: Share | None = None
-    specificity: Share | None = None
 
 
 def wilson(right: int, n: int) -> Share | None:
@@ -100,7 +85,4 @@ def write(file: str, known: dict[str, Accuracy]) -> None:
     fs, path = url_to_fs(file)
     if fs.exists(path) and fs.cat_file(path) == content:
         return
-    if isinstance(fs, LocalFileSystem):
-        write_atomic(Path(path), content)
-    else:
-        fs.pipe_file(path, content)
+    put(fs, path, content)

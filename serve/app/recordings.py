@@ -1,14 +1,11 @@
 """Where the sound is: uploads under way in files of this machine, finished recordings below SPIRA_APP_AUDIO."""
 
-import hashlib
-import os
-import shutil
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
+
+from spira_train.store import digest_bytes, digest_file, put
 
 
 def spool(home: Path, id: str) -> Path:
@@ -27,35 +24,15 @@ def offset(file: Path) -> int:
 def digest(file: Path) -> str:
     """SHA-256 in hex; of nothing where there is no file."""
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return digest_file(file)
     except FileNotFoundError:
-        return hashlib.sha256().hexdigest()
+        return digest_bytes(b"")
 
 
 def keep(audio: str, path: str, file: Path) -> None:
     """Put a finished upload below `audio`: whole or not at all, and on the disk before this returns."""
     fs, root = fsspec.core.url_to_fs(audio)
-    if not isinstance(fs, LocalFileSystem):
-        fs.put_file(str(file), f"{root}/{path}")
-        return
-    target = Path(root, path)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as stream:
-            with file.open("rb") as arrived:
-                shutil.copyfileobj(arrived, stream, 2**20)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    put(fs, f"{root}/{path}", file.read_bytes())
 
 
 def read(audio: str, path: str) -> bytes:

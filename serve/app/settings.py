@@ -6,9 +6,9 @@ Where the database and the trail are: access/settings.py.
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from serve.gateway.settings import Mistake
+from serve.gateway.settings import Mistake, from_environment
 
 PREFIX = "SPIRA_APP_"
 SHARED = {
@@ -56,6 +56,11 @@ class Settings(BaseModel):
     redrive_seconds: float = Field(300, gt=0)  # then a request without an answer is published again
     sweep_seconds: float = Field(30, gt=0)  # between two looks at retention, withdrawals, abandoned uploads
 
+    @field_validator("pauses", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
     @property
     def tries(self) -> int:
         """How often the gateway is asked before a request becomes a dead letter."""
@@ -69,19 +74,7 @@ class Settings(BaseModel):
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings in `env`; raises `Mistake` naming the variable that cannot be."""
-    names = {field: SHARED.get(field, PREFIX + field.upper()) for field in Settings.model_fields}
-    unknown = sorted(name for name in env if name.startswith(PREFIX) and name not in names.values())
-    if unknown:
-        raise Mistake(f"{unknown[0]}: no such setting; there are {', '.join(sorted(names.values()))}")
-    given: dict[str, object] = {field: env[name] for field, name in names.items() if env.get(name)}
-    if "pauses" in given:
-        given["pauses"] = [part.strip() for part in str(given["pauses"]).split(",")]
-    try:
-        settings = Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = names[str(first["loc"][0])]
-        raise Mistake(f"{name}={env[name]}: {first['msg']}") from None
+    settings = from_environment(Settings, env, SHARED, PREFIX)
     if settings.answer_seconds >= settings.ack_seconds:
         raise Mistake(
             f"SPIRA_APP_ANSWER_SECONDS={settings.answer_seconds:g}: must be below SPIRA_APP_ACK_SECONDS="

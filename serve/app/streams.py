@@ -7,6 +7,7 @@ holds ids, digests, paths and answers; no sound, nothing that names a person.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -15,7 +16,7 @@ from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageT
 from nats.js.errors import BadRequestError, NotFoundError
 
 from serve.app.settings import DUPLICATES, Settings
-from serve.gateway.settings import Mistake
+from serve.gateway.settings import secret
 
 INFERENCES, LABELS = "SPIRA_INFERENCES", "SPIRA_LABELS"
 REQUEST, RESULT, DEAD = "inference.request", "inference.result", "inference.dead"
@@ -31,9 +32,18 @@ class Gone(ConnectionError):
 
 @asynccontextmanager
 async def connected(settings: Settings, name: str) -> AsyncIterator[tuple[JetStreamContext, asyncio.Event]]:
-    """JetStream with our streams and consumers in it, and an event that says that the connection has ended.
+    """JetStream with our streams and consumers in it, and an event that says that the connection has ended."""
+    async with linked(settings.nats, settings.nats_token, name) as (link, gone):
+        await _ensure(link, settings)
+        yield link, gone
+
+
+@asynccontextmanager
+async def linked(address: str, token: Path | None, name: str) -> AsyncIterator[tuple[JetStreamContext, asyncio.Event]]:
+    """JetStream, with both streams in it, and an event that says that the connection has ended.
 
     It does not reconnect by itself: whoever holds it starts over, and finds its streams even in an empty NATS.
+    token: the file with NATS's token, where it wants one.
     """
     client, gone = Client(), asyncio.Event()
 
@@ -43,9 +53,8 @@ async def connected(settings: Settings, name: str) -> AsyncIterator[tuple[JetStr
     async def quiet(error: Exception) -> None:
         """What matters is raised where it matters."""
 
-    token = _secret(settings)
     await client.connect(
-        settings.nats,
+        address,
         name=f"spira-{name}",
         allow_reconnect=False,
         max_reconnect_attempts=1,
@@ -55,11 +64,12 @@ async def connected(settings: Settings, name: str) -> AsyncIterator[tuple[JetStr
         max_outstanding_pings=3,
         closed_cb=closed,
         error_cb=quiet,
-        token=token,
+        token=secret(token, "NATS's token") if token else None,
     )
     try:
         link = client.jetstream(timeout=5)
-        await _ensure(link, settings)
+        for stream, subjects in ((INFERENCES, [REQUEST, RESULT, DEAD]), (LABELS, [ENTERED])):
+            await _add(link, stream, subjects)
         yield link, gone
     finally:
         await client.close()
@@ -76,25 +86,27 @@ async def publish(link: JetStreamContext, subject: str, id: str, body: bytes) ->
     await link.publish(subject, body, headers={"Nats-Msg-Id": id})
 
 
-async def _ensure(link: JetStreamContext, settings: Settings) -> None:
+async def _add(link: JetStreamContext, name: str, subjects: list[str]) -> None:
     # A message is gone when it has been taken: nothing of a patient stays, and a full disk refuses (the outbox waits)
     # instead of dropping what is oldest.
-    for name, subjects in ((INFERENCES, [REQUEST, RESULT, DEAD]), (LABELS, [ENTERED])):
-        stream = StreamConfig(
-            name,
-            subjects=subjects,
-            retention=RetentionPolicy.WORK_QUEUE,
-            storage=StorageType.FILE,
-            discard=DiscardPolicy.NEW,
-            duplicate_window=DUPLICATES,
-        )
+    stream = StreamConfig(
+        name,
+        subjects=subjects,
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        duplicate_window=DUPLICATES,
+    )
+    try:
+        await link.stream_info(name)
+    except NotFoundError:
         try:
+            await link.add_stream(stream)
+        except BadRequestError:  # somebody else has just made it
             await link.stream_info(name)
-        except NotFoundError:
-            try:
-                await link.add_stream(stream)
-            except BadRequestError:  # somebody else has just made it
-                await link.stream_info(name)
+
+
+async def _ensure(link: JetStreamContext, settings: Settings) -> None:
     # No limit of deliveries: the worker counts them itself, so that a dead letter is made even where a worker dies of
     # the last one.
     for durable, subjects, wait in (
@@ -103,15 +115,6 @@ async def _ensure(link: JetStreamContext, settings: Settings) -> None:
     ):
         config = ConsumerConfig(durable_name=durable, filter_subjects=subjects, ack_wait=wait, max_deliver=-1)
         await link.add_consumer(INFERENCES, config)
-
-
-def _secret(settings: Settings) -> str | None:
-    if settings.nats_token is None:
-        return None
-    try:
-        return settings.nats_token.read_text().strip()
-    except OSError as error:
-        raise Mistake(f"{settings.nats_token}: cannot be read ({error.strerror}); it holds NATS's token") from None
 
 
 def named(error: BaseException) -> str:

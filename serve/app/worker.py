@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from serve.app import recordings, streams
 from serve.app.records import Result
 from serve.app.settings import Settings
+from serve.gateway.settings import Mistake, secret
 
 log = logging.getLogger("spira.worker")
 FETCH_SECONDS, PAUSE = 2.0, 1.0
@@ -131,6 +132,6 @@ async def _ask(settings: Settings, http: httpx.AsyncClient, request: Request) ->
 
 def _key(file: Path) -> str:
     try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise Later("key", f"{file}: cannot be read ({error.strerror}); it holds the gateway's key") from None
+        return secret(file, "the gateway's key")
+    except Mistake as mistake:
+        raise Later("key", str(mistake)) from None

@@ -14,7 +14,7 @@ from typing import Annotated
 from limits import parse
 from pydantic import AfterValidator, BaseModel, Field
 
-from serve.gateway import files
+from serve.gateway import files, settings
 from serve.gateway.settings import Mistake
 
 RATE = "60/minute"
@@ -98,12 +98,9 @@ def keep(file: Path, name: str, secret: Path, rate: str) -> None:
 
 
 def _key(secret: Path, name: str) -> str:
-    try:
-        key = secret.read_text().strip()
-    except OSError as error:
-        raise Mistake(f"{secret}: cannot be read ({error.strerror}); it holds the key of the client `{name}`") from None
+    key = settings.secret(secret, f"the key of the client `{name}`")
     if len(key) < 32:
-        raise Mistake(f"{secret}: too short for a key; at least 32 random characters")
+        raise Mistake(f"{secret}: too short for the key of the client `{name}`; at least 32 random characters")
     return key
 
 

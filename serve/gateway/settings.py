@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PREFIX = "SPIRA_GATEWAY_"
+Chosen = TypeVar("Chosen", bound=BaseModel)
 # Where TorchServe is; the rest of the stack knows it under these names.
 SHARED = {"inference": "SPIRA_INFERENCE", "management": "SPIRA_MANAGEMENT", "keys": "SPIRA_KEYS"}
 
@@ -46,13 +48,32 @@ class Settings(BaseModel):
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings in `env`; raises `Mistake` naming the variable that cannot be."""
-    names = {field: SHARED.get(field, PREFIX + field.upper()) for field in Settings.model_fields}
-    unknown = sorted(name for name in env if name.startswith(PREFIX) and name not in names.values())
+    return from_environment(Settings, env, SHARED, PREFIX)
+
+
+def from_environment(kind: type[Chosen], env: Mapping[str, str], shared: Mapping[str, str], prefix: str = "") -> Chosen:
+    """`kind` as `env` has it: each field under its name in `shared`, else under `prefix` and its own.
+
+    Raises `Mistake` naming the variable that cannot be, or that begins with `prefix` and is none.
+    """
+    names = {field: shared.get(field, prefix + field.upper()) for field in kind.model_fields}
+    unknown = sorted(name for name in env if prefix and name.startswith(prefix) and name not in names.values())
     if unknown:
         raise Mistake(f"{unknown[0]}: no such setting; there are {', '.join(sorted(names.values()))}")
     try:
-        return Settings.model_validate({field: env[name] for field, name in names.items() if env.get(name)})
+        return kind.model_validate({field: env[name] for field, name in names.items() if env.get(name)})
     except ValidationError as error:
         first = error.errors()[0]
         name = names[str(first["loc"][0])]
-        raise Mistake(f"{name}={env[name]}: {first['msg']}") from None
+        raise Mistake(f"{name}={env[name]}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def secret(file: Path, what: str = "a secret") -> str:
+    """What a secret's file holds, without the line's end. Raises `Mistake`, which says `what` it should be."""
+    try:
+        content = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Mistake(f"{file}: cannot be read ({getattr(error, 'strerror', 'not text')}); it holds {what}") from None
+    if not content:
+        raise Mistake(f"{file}: empty; it should hold {what}")
+    return content

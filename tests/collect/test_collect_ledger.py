@@ -149,6 +149,16 @@ def test_the_first_look_names_what_is_wrong(content, reason):
     assert said.value.reason == reason
 
 
+def test_the_first_look_and_extracts_judgement_have_the_same_limits():
+    from collect import hearing
+    from spira_train import audio
+    from spira_train.config import ExtractConfig
+
+    limits = ExtractConfig()
+    assert (limits.min_seconds, limits.max_seconds) == (hearing.MIN_SECONDS, hearing.MAX_SECONDS)
+    assert hearing._MAGIC == audio._MAGIC
+
+
 @pytest.mark.parametrize(("form", "extension"), [("WAV", "wav"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3")])
 def test_the_four_formats_are_heard(form, extension):
     assert listen(wav(voice(0, 1), format=form)).extension == extension

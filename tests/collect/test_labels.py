@@ -2,15 +2,14 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nats
 import pytest
 from collecting import agrees, service, sound
-from nats.js.api import StreamConfig
 from runs import free_ports
 
 from collect import labels, ledger
@@ -19,6 +18,7 @@ from collect.ledger import Declined
 from collect.pseudonym import pseudonym, read_key
 from collect.receive import withdraw
 from collect.settings import Settings
+from serve.app import streams
 from spira_train.store import Lake, digest_bytes
 
 DAY = "2026-11-01"
@@ -42,24 +42,18 @@ def settings(tmp_path) -> Settings:
 
 
 def test_a_diagnosis_makes_a_recording_of_the_day_of_the_inference(settings):
-    key, lake = read_key(settings.pseudonym_key), Lake(settings.lake)
-    first = labels.take(settings, key, message(0))
+    lake = Lake(settings.lake)
+    first = labels.take(settings, message(0))
     assert (first.day, first.state) == (DAY, "landed")
-    assert labels.take(settings, key, message(0)).again
-    corrected = labels.take(settings, key, message(0, label="control", why="PCR"))
+    assert labels.take(settings, message(0)).again
+    corrected = labels.take(settings, message(0, label="control", why="PCR"))
     found = ledger.find(lake, corrected.id)
     assert (found.label, len(found.labels), found.subject) == ("control", 2, "0123456789abcdef")
     agrees(lake)
 
 
-def test_without_a_subject_it_is_somebody_of_their_own(settings):
-    key = read_key(settings.pseudonym_key)
-    kept = labels.take(settings, key, message(1, facts={"consent_training": True, "subject": None}))
-    assert ledger.find(Lake(settings.lake), kept.id).subject == pseudonym(key, f"inference {1:032x}")
-
-
 def test_words_that_name_somebody_are_left_out_and_the_label_is_kept(settings):
-    kept = labels.take(settings, read_key(settings.pseudonym_key), message(0, why="ask ana@hospital.org"))
+    kept = labels.take(settings, message(0, why="ask ana@hospital.org"))
     (given,) = ledger.find(Lake(settings.lake), kept.id).labels
     assert (given["label"], given["why"]) == ("patient", "")
 
@@ -69,6 +63,7 @@ def test_what_is_refused(settings):
     (Path(settings.lake) / "secret.wav").write_bytes(sound(9))
     for more, error in (
         ({"facts": {"subject": "0123456789abcdef"}}, Wrong),
+        ({"facts": {"consent_training": True}}, Wrong),  # nobody could withdraw it
         ({"audio": "../secret.wav"}, ValueError),
         ({"audio": "/etc/passwd"}, ValueError),
         ({"audio": "gone"}, FileNotFoundError),
@@ -77,12 +72,12 @@ def test_what_is_refused(settings):
         ({"facts": {"subject": "Maria", "consent_training": True}}, Declined),
     ):
         with pytest.raises(error):
-            labels.take(settings, key, message(0, **more))
+            labels.take(settings, message(0, **more))
     assert ledger.days(Lake(settings.lake)) == []
     withdraw(Lake(settings.lake), key, "ana", "x")
     with pytest.raises(Declined):
         facts = {"subject": pseudonym(key, "ana"), "consent_training": True}
-        labels.take(settings, key, message(0, facts=facts))
+        labels.take(settings, message(0, facts=facts))
 
 
 @pytest.fixture
@@ -91,6 +86,7 @@ def broker(tmp_path):
     (port,) = free_ports(1)
     command = [BROKER, "-js", "-sd", str(tmp_path / "js"), "-a", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
     yield f"nats://127.0.0.1:{port}"
     process.terminate()
     process.wait(30)
@@ -101,11 +97,11 @@ def test_a_correction_is_not_overtaken_by_what_it_corrects(settings, broker, mon
     asyncio.run(publish(broker, [message(0), message(0, label="control")]))
     real, taken = labels.take, []
 
-    def full(own, key, content):
+    def full(own, content):
         taken.append(json.loads(content)["label"])
         if len(taken) == 1:
             raise OSError("the disk is full")
-        return real(own, key, content)
+        return real(own, content)
 
     monkeypatch.setattr(labels, "take", full)
     monkeypatch.setattr(labels, "AGAIN_SECONDS", 0.5)
@@ -136,6 +132,7 @@ def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings
     assert [len(one.labels) for one in ledger.recordings(lake, DAY).values()] == [1, 1, 2]
     assert [one.label for one in ledger.recordings(lake, DAY).values()] == ["patient", "patient", "control"]
     agrees(lake)
+    until(lambda: asyncio.run(kept(broker)) == 0)  # what was taken is not kept: it tells of a patient
     trail = (tmp_path / "trail/trail.jsonl").read_text()
     assert trail.count('"label_refused"') == 1
     assert "not JSON" not in trail + running.log()
@@ -143,19 +140,21 @@ def test_messages_are_taken_once_though_the_service_is_killed(tmp_path, settings
 
 
 async def publish(url: str, messages: list[bytes]) -> None:
-    client = await nats.connect(url)
-    stream = client.jetstream()
-    await stream.add_stream(StreamConfig(name=labels.STREAM, subjects=[labels.SUBJECT]))
-    for content in messages:
-        await stream.publish(labels.SUBJECT, content)
-    await client.close()
+    async with streams.linked(url, None, "test") as (link, _):
+        for content in messages:
+            await link.publish(streams.ENTERED, content)
 
 
 async def left(url: str) -> int:
-    client = await nats.connect(url)
-    known = await client.jetstream().consumer_info(labels.STREAM, labels.DURABLE)
-    await client.close()
-    return known.num_pending + known.num_ack_pending
+    async with streams.linked(url, None, "test") as (link, _):
+        known = await link.consumer_info(streams.LABELS, labels.DURABLE)
+        return known.num_pending + known.num_ack_pending
+
+
+async def kept(url: str) -> int:
+    """Messages that NATS still has."""
+    async with streams.linked(url, None, "test") as (link, _):
+        return (await link.stream_info(streams.LABELS)).state.messages
 
 
 def landed(lake: Lake) -> set[int]:

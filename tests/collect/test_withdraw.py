@@ -38,7 +38,7 @@ def test_the_recordings_leave_and_the_next_extract_does_without_them(disk):
     assert {row["source_digest"] for row in rows_of(disk, DAY)} & set(gone)
     found = withdraw(disk, KEY, " Ana ", "the-engineer")
     name = pseudonym(KEY, "ana")
-    assert found == {"subject": name, "days": [DAY, NEXT], "recordings": 3}
+    assert found.model_dump() == {"subject": name, "days": [DAY, NEXT], "recordings": 3}
     assert not [path for path in disk.files() if any(digest in path for digest in gone)]
     for area in ("audio", "features"):
         assert not disk.exists(area, DAY)
@@ -89,13 +89,13 @@ def test_a_day_that_is_empty_afterwards_is_no_partition(lake):
 def test_the_pseudonym_will_do_and_twice_is_once(lake):
     collected(lake)
     found = withdraw(lake, KEY, pseudonym(KEY, "ana"), "x")
-    assert found["recordings"] == 3
+    assert found.recordings == 3
     before = {path: lake.read(path) for path in lake.files()}
     assert withdraw(lake, KEY, "ana", "y") == found
     assert {path: lake.read(path) for path in lake.files()} == before
 
 
 def test_somebody_unknown_is_on_record_and_said_to_be_unknown(lake):
-    assert withdraw(lake, KEY, "zoe", "x")["recordings"] == 0
+    assert withdraw(lake, KEY, "zoe", "x").recordings == 0
     with pytest.raises(Declined):
         take(lake, subject="zoe")

@@ -91,7 +91,7 @@ def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(tmp_path, caplog):
 def test_the_first_client_is_made_once(tmp_path):
     file, secret = tmp_path / "clients.json", tmp_path / "secret"
     secret.write_text("x" * 31)
-    with pytest.raises(Mistake, match="too short for a key"):
+    with pytest.raises(Mistake, match="too short for the key of the client `demo`"):
         clients.first(file, secret)
     secret.write_text("x" * 43 + "\n")
     clients.first(file, secret)

@@ -31,6 +31,7 @@ from local.services import MODEL, SERVICES, first_password, var
 from local.stack import addresses, console, down, login, state, up
 from serve import torchserve
 from spira_train.outcome import StepError
+from spira_train.store import Lake
 
 DAYS, SUBJECTS = 5, 64
 VOICES: tuple[str, ...] = ()  # other knobs of the simulator
@@ -76,7 +77,7 @@ def main() -> None:
     runtime = os.environ.get("SPIRA_RUNTIME", "process")
     console.print(Panel("SPIRA continuous training: from recordings to a served model", style="bold"))
     with {"process": _processes, "docker": _containers}[runtime]() as stage:
-        days = sorted(p.name for p in (stage.lake / "landing").iterdir() if not p.name.startswith("."))
+        days = simulated_days(Lake(str(stage.lake)))
         console.print(f"[bold]lake[/] {len(days)} days, {days[0]} to {days[-1]}, simulated voices", soft_wrap=True)
         runs = _backfill(stage.login(), days)
         newest = runs[max(runs)]
@@ -126,14 +127,14 @@ def _containers() -> Iterator[Stage]:
     """The stack in containers, with a simulated lake in its volume; stopped at the end unless it was up before."""
     console.print("[bold]runtime[/] docker: steps and services are containers (SPIRA_RUNTIME=process needs no engine)")
     ours = compose.running() is None
-    copies = var() / "demo"
+    copies, lake = var() / "demo", var() / "simulated"  # var/lake is the other stack's, and may hold real days
     if ours:  # it is gone in a few minutes: any free ports will do
         os.environ |= {name: str(port) for name, port in choose_ports(os.environ, DEFAULTS | IN_CONTAINERS).items()}
     try:
-        with _simulated(var() / "lake"):
+        with _simulated(lake):
             compose.up()
         chosen = compose.running() or {}
-        volumes.deliver(chosen, var() / "lake")
+        volumes.deliver(chosen, lake)
 
         def server() -> torchserve.Server:
             # Management is not published: what the demonstration cannot reach, nobody outside can.
@@ -145,7 +146,7 @@ def _containers() -> Iterator[Stage]:
             return Door(compose.address("proxy", chosen), "demo", first_password().read_text().strip(), authority)
 
         yield Stage(
-            lake=var() / "lake",
+            lake=lake,
             login=lambda: Airflow.login(compose.address("airflow-apiserver", chosen), *compose.credentials(chosen)),
             server=server,
             fetch=lambda place, path: volumes.fetch(chosen, place, path, copies / place),
@@ -171,6 +172,18 @@ def _simulated(lake: Path) -> Iterator[None]:
         _demand(simulator.returncode == 0, f"simulate: {json.loads(last).get('message') or 'failed'}")
     finally:
         simulator.kill()
+
+
+def simulated_days(lake: Lake) -> list[str]:
+    """The days to run: none that people collected. Raises `SystemExit` where one of those is newer, and would train."""
+    landed = lake.landed()
+    days = [day for day in landed if not lake.exists("collection", day)]
+    _demand(
+        days and days[-1] == landed[-1],
+        f"lake {lake.uri}: {landed[-1]} was collected, and the newest day trains for all; run the demonstration on a "
+        "lake of its own: SPIRA_LAKE=$PWD/var/simulated make demo",
+    )
+    return days
 
 
 def _backfill(airflow: Airflow, days: list[str]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from access.database import Base, Moment, now
 from serve.gateway.settings import Mistake, secret
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
+FIRST = "demo"
 SHORTEST, LONGEST = 12, 256  # characters of a password
 _hasher = PasswordHasher()  # Argon2id, 64 MiB and 3 passes: RFC 9106, second choice
 _turns = threading.Semaphore(2)  # so that many log-ins at once take 128 MiB, not as much as there is
@@ -95,12 +96,18 @@ def set_password(session: Session, name: str, password: str) -> None:
 
 
 def first(make: sessionmaker[Session], file: Path) -> None:
-    """Where there is no account at all, make `demo` with every role and the password in `file`."""
+    """Where there is no account at all, make `demo` with every role and the password in `file`.
+
+    While `demo` is there, its password is what `file` holds: the data outlives the folder in which secrets were made.
+    """
+    password = secret(file)
     with make.begin() as session:
         if session.get_bind().dialect.name == "postgresql":  # two services may start at once
             session.execute(text("LOCK TABLE accounts IN EXCLUSIVE MODE"))
         if session.scalar(select(func.count()).select_from(Account)) == 0:
-            add(session, "demo", list(Role), secret(file))
+            add(session, FIRST, list(Role), password)
+        elif session.get(Account, FIRST) and not checked(session, FIRST, password):
+            set_password(session, FIRST, password)
 
 
 def checked(session: Session, name: str, password: str) -> Account | None:

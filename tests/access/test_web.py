@@ -251,16 +251,22 @@ def test_a_new_password_ends_the_sessions(client, served):
     assert refused(client.get("/things")) == (401, "session")
 
 
-def test_the_first_account_is_made_once(tmp_path):
+def test_the_first_account_has_the_password_of_the_file(tmp_path):
+    """The data outlives the folder in which secrets are made: a fresh clone beside old volumes has another file."""
     secret = tmp_path / "secret"
-    secret.write_text("the first of all passwords\n")
     env = {"SPIRA_DATABASE": f"sqlite:///{tmp_path}/a.db", "SPIRA_FIRST_PASSWORD": str(secret)}
-    for content in (None, "another password, later\n"):
-        if content:
-            secret.write_text(content)
+    for content in ("the first of all passwords\n", "another password, later\n"):
+        secret.write_text(content)
         access = attach(FastAPI(), read(env))
         with access.read() as session:
-            assert accounts.checked(session, "demo", "the first of all passwords").roles == list(Role)
+            assert accounts.checked(session, "demo", content.strip()).roles == list(Role)
+    with access.read() as session:
+        assert accounts.checked(session, "demo", "the first of all passwords") is None
+    with access.write.begin() as session:
+        accounts.add(session, "ana", ["engineer"], "a password of her own")
+        accounts.remove(session, "demo")
+    with attach(FastAPI(), read(env)).read() as session:
+        assert [account.name for account in session.query(accounts.Account)] == ["ana"]  # it does not come back
 
 
 @pytest.mark.parametrize(

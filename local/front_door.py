@@ -25,10 +25,14 @@ class Door:
         body = self._asked("POST", "/v1/session", json={"name": name, "password": password}).json()
         self.http.headers["X-CSRF-Token"] = body["csrf"]
 
-    def collect(self, recording: bytes, facts: dict[str, Any]) -> dict[str, Any]:
-        """Hand in a recording for training, with what is known of it; the receipt."""
+    def collect(self, recording: bytes, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """Hand in a recording for training, with what is known of it; the receipt, None where it is there already.
+
+        Under the same key of pseudonyms it is the same subject's, and there is a receipt; under another one, a refusal.
+        """
         files = {"recording": ("recording", recording), "facts": (None, json.dumps(facts))}
-        return dict(self._asked("POST", "/collect/v1/recordings", files=files).json())
+        answer = self._asked("POST", "/collect/v1/recordings", files=files, known=409)
+        return dict(answer.json()) if answer.ok else None
 
     def ask(self, recording: bytes) -> dict[str, Any]:
         """Ask the model about a recording, by a message; waits for the answer."""
@@ -43,11 +47,11 @@ class Door:
             raise SystemExit(f"{self.url}: {found.get('error')}: {found.get('detail')}")
         return dict(found["answer"])
 
-    def _asked(self, method: str, path: str, **what: Any) -> requests.Response:
+    def _asked(self, method: str, path: str, known: int = 0, **what: Any) -> requests.Response:
         try:
             answer = self.http.request(method, self.url + path, timeout=30, **what)
         except requests.RequestException as error:
             raise SystemExit(f"{self.url}: does not answer ({type(error).__name__})") from None
-        if not answer.ok:
+        if not answer.ok and answer.status_code != known:
             raise SystemExit(f"{self.url}{path}: {answer.status_code} {answer.text[:200]}")
         return answer

@@ -292,7 +292,9 @@ def _show_front_door(stage: Stage, run: Path) -> None:
     facts = {"consent": True, "consent_training": True, "subject": "demo", "site": "demonstration"}
     receipt = door.collect(recording, facts)
     words = {"waiting": "waits for its label", "landed": "is trained on from now on"}
-    told = f"{receipt['id'][:12]} on {receipt['day']}: {words[receipt['state']]}" if receipt else "before: not taken twice"
+    told = "before: not taken twice"
+    if receipt:
+        told = f"{receipt['id'][:12]} on {receipt['day']}: {words[receipt['state']]}"
     console.print(f"\n[bold]collected[/] {told}")
     answer = door.ask(recording)
     said = f"{answer['diagnosis']}, probability {answer['probability']:.3f}, by {answer['model']['version']}"

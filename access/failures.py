@@ -1,8 +1,6 @@
 """Every refusal of a service in one shape, `{"error", "detail", "request_id"}`, and an id for every request."""
 
 import logging
-import re
-import uuid
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,10 +10,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.gateway.problem import Failure, Problem, word
+from serve.gateway.problem import Failure, Problem, identify, stamp, word
 
 log = logging.getLogger("spira.access")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def install(app: FastAPI) -> None:
@@ -39,14 +36,11 @@ class Identified:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        asked = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id = identify(scope)
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
-                message["headers"] = [*headers, (b"x-request-id", request_id.encode())]
+                stamp(message, request_id)
             await send(message)
 
         await self.app(scope, receive, tell)

@@ -40,7 +40,7 @@ class About(BaseModel):
     device: str | None = Field(None, max_length=100)
     dyspnoea: int | None = Field(None, ge=0, le=5)
     spo2: float | None = Field(None, ge=0, le=100)
-    sentence: Literal["aceite", "sustentada", "parlenda", "frase"] | None = None
+    sentence: rules.Sentence | None = None
     consent_training: bool = Field(False, description="may it be trained on, once the diagnosis is known")
 
 
@@ -185,6 +185,7 @@ def create(app: App, row: Inference) -> bool:
 
 
 def known(app: App, person: Person, id: str, sha256: str, size: int) -> Inference:
+    """The row with this id; raises `Problem` (409) where it is another recording's, or somebody else's."""
     with app.read() as session:
         row = session.get(Inference, id)
     if row is None or (row.account, row.sha256, row.bytes) != (person.name, sha256, size):

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import math
-import re
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.gateway import clients, files, metrics, page, recording, routes
 from serve.gateway.answer import Prediction, shaped
-from serve.gateway.problem import Failure, Problem, away, word
+from serve.gateway.problem import Failure, Problem, away, identify, stamp, word
 from serve.gateway.recording import CLOSE
 from serve.gateway.settings import Settings
 from serve.gateway.shadow import Job, Shadow
@@ -36,7 +34,6 @@ PREDICT = "/v1/predict"
 # Of an answer; `heard` is what spira-train watch compares with the training data.
 AUDITED = ("probability", "calibrated", "diagnosis", "warnings", "heard")
 WINDOWS = ("windows", "window_seconds", "step_seconds")  # of an answer, where asked for
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_HEADER = {
     "name": "X-Request-ID",
     "in": "header",
@@ -281,18 +278,13 @@ def _identified(app: ASGIApp, gateway: Gateway) -> ASGIApp:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         came = time.perf_counter()
-        asked = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request_id, state = identify(scope), scope["state"]
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
-                headers.append((b"x-request-id", request_id.encode()))
+                stamp(message, request_id)
                 if gateway.draining:
-                    headers.append((b"connection", b"close"))
-                message["headers"] = headers
+                    message["headers"].append((b"connection", b"close"))
                 if scope["path"] == PREDICT:
                     version = state.get("version", "none")
                     metrics.requests.labels(version, message["status"]).inc()

@@ -117,7 +117,7 @@ def across(
     return Accuracy(each, float(np.mean(each)), low, high)
 
 
-def lakes_report(folder: Path, pictures: Path) -> str:
+def lakes_report(folder: Path, figure: Path) -> str:
     """Draw the figure of `--lakes` and return its tables; all from the results.jsonl of each lake's folder."""
     found = [line for place in sorted(folder.iterdir()) if place.is_dir() for line in read(place)]
     names = sorted({line["name"] for line in found})
@@ -143,8 +143,8 @@ def lakes_report(folder: Path, pictures: Path) -> str:
         text.append("| " + " | ".join([str(lake), *cells]) + " |")
     seconds = {name: np.mean([line["cpu_seconds"] for line in lines]) for name, lines in of.items()}
     text += ["", "CPU seconds a training: " + ", ".join(f"{name} {s:.0f}" for name, s in seconds.items())]
-    pictures.mkdir(parents=True, exist_ok=True)
-    draw(pictures / "study-lakes.svg", lambda axes: by_lake(axes, of))
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    draw(figure, lambda axes: by_lake(axes, of))
     return "\n".join(text)
 
 
@@ -239,7 +239,7 @@ def robustness(axes: Axes, table: Mapping[str, Mapping[str, Any]]) -> None:
 
 def by_lake(axes: Axes, of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Accuracy of each row on each lake, a line a lake and condition; at the right the mean with its interval."""
-    for name, colour, shift in zip(of, (PATIENT, CONTROL, QUIET), (0.12, -0.12, 0.0), strict=False):
+    for name, colour, shift in zip(of, (PATIENT, QUIET, CONTROL), (-0.15, 0.0, 0.15), strict=False):
         for place, condition in enumerate(CONDITIONS):
             one = across(of[name], condition)
             label = name if place == 0 else None

@@ -1,12 +1,13 @@
 """SPIRA's finding, again, on a simulated lake: without ward noise in training, a model learns the ward.
 
     python -m bench.ward_study --out var/ward-study [--only-report] [--pictures docs/pictures]
-    python -m bench.ward_study --out var/ward-lakes --lakes [...]
+    python -m bench.ward_study --out var/ward-lakes --lakes [--same-devices] [...]
 
 Every patient of this lake lies in a ward, every control is at home, as in SPIRA's first phase. v1's network is trained
 as v1 was, with noise counted by label, and the package's preset `small` as it stands; both answer the same test
-recordings. With `--lakes` both are trained once on each of five lakes, whose noise tracks, rooms and speakers are all
-drawn anew. Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
+recordings. With `--lakes` v1's recipe and the presets `small` and `ward` are trained once on each of five lakes, whose
+noise tracks, rooms and speakers are all drawn anew; with `--same-devices` the device of a recording tells nothing of its
+class on these lakes. Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
 What was reduced, and what came of it: docs/study-ward-noise.md.
 """
 
@@ -48,7 +49,8 @@ SPLIT = {"split.validation": 0.05, "split.test": 0.78}
 LAKES = (101, 102, 103, 104, 105)
 LAKE = {**CONFOUNDED, "subjects": 900}
 LAKE_SPLIT = {"split.validation": 0.10, "split.test": 0.57}
-PRESET = "ward"  # ours, on the lakes
+EQUAL_LAKES = (201, 202, 203, 204, 205)  # `--same-devices`: patients and controls draw their device alike
+PRESETS = ("small", "ward")  # ours, on the lakes
 # Of v1's recipe: 1000 epochs, a window every second, all windows of a file, fresh noise each epoch, warm-up 1000
 REDUCED = {
     "features.step_seconds": 3,
@@ -208,7 +210,7 @@ def lake_jobs(quick: Mapping[str, Any]) -> list[Job]:
     """The rows that are trained on a lake of their own."""
     return [
         Job("v1 2/2", "spira_v1", {**REDUCED, **LAKE_SPLIT, **quick}, (2, 2)),
-        Job(OURS, PRESET, {**LAKE_SPLIT, **quick}),
+        *(Job(preset, preset, {**LAKE_SPLIT, **quick}) for preset in PRESETS),
     ]
 
 
@@ -224,7 +226,7 @@ def make(folder: Path, settings: Mapping[str, Any], split: Mapping[str, Any]) ->
 def work_lakes(
     folder: Path, lakes: Sequence[int], settings: Mapping[str, Any], quick: Mapping[str, Any], processes: int
 ) -> None:
-    """v1's 2/2 and our recipe, once on each lake; a lake's number is its seed and the training's."""
+    """v1's 2/2 and our presets, once on each lake; a lake's number is its seed and the training's."""
     jobs = lake_jobs(quick)
     os.environ.update(KEEP_MEMORY)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -263,18 +265,23 @@ def main() -> None:
     options.add_argument("--pictures", type=Path, help="folder of the figures (OUT)")
     options.add_argument("--only-report", action="store_true", help="train nothing, redraw from OUT/results.jsonl")
     options.add_argument("--tiny", action="store_true", help="one seed, one epoch, a small lake: a test of the study")
-    options.add_argument("--lakes", action="store_true", help="v1's 2/2 and our recipe, a lake of its own a training")
+    options.add_argument("--lakes", action="store_true", help="v1's 2/2 and our presets, on lakes of their own")
+    options.add_argument("--same-devices", action="store_true", help="lakes on which the device tells nothing")
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
     if not chosen.only_report:
         quick = {"train.epochs": 1, "noise.variants": 1, "train.patience": 0} if chosen.tiny else {}
         fewer = {"subjects": 40, "noise_tracks": 4} if chosen.tiny else {}
         if chosen.lakes:
-            work_lakes(chosen.out, LAKES[:2] if chosen.tiny else LAKES, {**LAKE, **fewer}, quick, chosen.processes)
+            lakes = EQUAL_LAKES if chosen.same_devices else LAKES
+            settings = {**LAKE, "device": 1 - chosen.same_devices, **fewer}
+            work_lakes(chosen.out, lakes[:2] if chosen.tiny else lakes, settings, quick, chosen.processes)
         else:
             seeds = SEEDS[:1] if chosen.tiny else SEEDS
             work(chosen.out, seeds, {**CONFOUNDED, **fewer}, quick, chosen.processes)
-    text = (lakes_report if chosen.lakes else report)(chosen.out, chosen.pictures or chosen.out)
+    pictures = chosen.pictures or chosen.out
+    figure = pictures / ("study-same-devices.svg" if chosen.same_devices else "study-lakes.svg")
+    text = lakes_report(chosen.out, figure) if chosen.lakes else report(chosen.out, pictures)
     (chosen.out / "tables.md").write_text(text + "\n")
     print(f"{text}\n\n{machine.describe()}")
 

@@ -6,14 +6,13 @@
 Every patient of this lake lies in a ward, every control is at home, as in SPIRA's first phase. v1's network is trained
 as v1 was, with noise counted by label, and the package's preset `small` as it stands; both answer the same test
 recordings. With `--lakes` v1's recipe and the presets `small` and `ward` are trained once on each of five lakes, whose
-noise tracks, rooms and speakers are all drawn anew; with `--same-devices` the device of a recording tells nothing of its
-class on these lakes. Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
+noise tracks, rooms and speakers are all drawn anew; with `--same-devices` the device tells nothing of the class there.
+Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
 What was reduced, and what came of it: docs/study-ward-noise.md.
 """
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ import torch
 from bench import machine
 from bench.ward_report import ABLATION, ANSWERS, CURVES, OURS, SNRS, V1, lakes_report, read, report
 from spira_train import config as configuration
-from spira_train import extract, featurise, noise, simulate
+from spira_train import extract, featurise, memory, noise, simulate
 from spira_train.audio import as_float, from_flac
 from spira_train.config import Config, ModelConfig, TrainConfig
 from spira_train.dataset import Dataset
@@ -59,8 +58,6 @@ REDUCED = {
     "train.warmup_steps": 200,
     "train.patience": 10,
 }
-# glibc hands big blocks back after each layer and clears them again: keeping them halves v1's time
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 
 
 @dataclass(frozen=True)
@@ -176,6 +173,7 @@ def rows(quick: Mapping[str, Any]) -> list[Job]:
 def train_row(folder: Path, job: Job, seeds: Sequence[int]) -> None:
     """Train a row's seeds on the same features; each adds its answers to results.jsonl."""
     torch.set_num_threads(1)
+    memory.keep()
     lake, scratch = Lake(str(folder / "lake")), folder / job.name.replace("/", "-")
     fixed = {**SPLIT, "partition": lake.partitions()[0], "threads": 1, "train.device": "cpu"}
     config = configuration.resolve(configuration.preset_files(job.preset), {**fixed, **job.overrides})
@@ -228,7 +226,6 @@ def work_lakes(
 ) -> None:
     """v1's 2/2 and our presets, once on each lake; a lake's number is its seed and the training's."""
     jobs = lake_jobs(quick)
-    os.environ.update(KEEP_MEMORY)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         trained = []
         for lake in lakes:
@@ -246,7 +243,6 @@ def work(
     """Make the lake where it is missing, and train every row and seed that results.jsonl does not hold."""
     make(folder, settings, SPLIT)
     done = {(line["name"], line["seed"]) for line in read(folder)}
-    os.environ.update(KEEP_MEMORY)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         trained = []
         for some in (seeds[:2], seeds[2:]):  # every row twice before any row in full: a study cut short shows all rows

@@ -35,8 +35,9 @@ class Handler:
         sys.path.insert(0, str(folder))  # the archive's own spira_train, whatever is installed beside it
         import torch
 
-        from spira_train import audio, inference, novelty
+        from spira_train import audio, inference, memory, novelty
 
+        memory.keep()
         torch.set_num_threads(1)  # one worker, one core: more would only fight over them
         self.audio, self.novelty = audio, novelty
         self.torch = torch

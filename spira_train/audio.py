@@ -190,20 +190,23 @@ def _check_header(rate: int, channels: int) -> None:
 
 def _read_frames(file: soundfile.SoundFile, limit: int) -> NDArray[np.float32]:
     """At most limit + 1 frames: neither a header that lies nor a decompression bomb can take more memory."""
-    blocks = [np.empty((0, file.channels), np.float32)]
+    # libsndfile's own way from 16 bits to float gives the same numbers in three times the time
+    kind = "int16" if file.subtype == "PCM_16" else "float32"
+    blocks = [np.empty((0, file.channels), kind)]
     missing = limit + 1
     # A stream of unknown length claims the largest number there is; only then reading has to find out.
     if limit < file.frames < 2**62:
         missing = 0
-        blocks.append(np.zeros((limit + 1, file.channels), np.float32))
+        blocks.append(np.zeros((limit + 1, file.channels), kind))
     while missing:
         # second by second: the last bit of an MP3's samples depends on it, and so would a recording's identity
-        block = file.read(min(missing, file.samplerate), dtype="float32", always_2d=True)  # (n, C)
+        block = file.read(min(missing, file.samplerate), dtype=kind, always_2d=True)  # (n, C)
         if not len(block):
             break
         blocks.append(block)
         missing -= len(block)
-    return np.concatenate(blocks)  # (S, C)
+    samples = np.concatenate(blocks)  # (S, C)
+    return as_float(samples) if kind == "int16" else samples
 
 
 def _to_16k(source: _Source) -> NDArray[np.floating]:

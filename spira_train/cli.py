@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from spira_train import config as configuration
-from spira_train import workshop
+from spira_train import memory, workshop
 from spira_train.outcome import BadInput, Exit, StepError, TryAgain
 from spira_train.progress import say
 from spira_train.step import emit
@@ -302,6 +302,7 @@ def main() -> None:
     """Entry point: every expected error ends in one message and its exit code, without a traceback."""
     # Several steps may share the cores (a backfill, a model server): threads that wait should sleep, not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    memory.keep()
     step = next((word for word in sys.argv[1:] if not word.startswith("-")), "spira-train")
     try:
         code = app(standalone_mode=False)

@@ -30,7 +30,7 @@ STATISTICS = "statistics.json"
 # Of validate's results: what the card is written from.
 PAPERS = ("metrics.json", "evidence.json", STATISTICS, "drift.json", "verdict.json")
 # What the handler imports; the archive carries these with all that they import, so it runs what was validated.
-ROOTS = ("audio", "inference", "novelty")
+ROOTS = ("audio", "inference", "memory", "novelty")
 # The archiver stamps the minute; zip cannot tell a time before 1980.
 _EPOCH, _CREATED = (1980, 1, 1, 0, 0, 0), "01/01/1980 00:00:00"
 

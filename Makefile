@@ -133,8 +133,9 @@ clean: down  ## Stop the stack and delete what it kept under var/, recordings an
 distclean: clean  ## Delete the environments as well
 	rm -rf .venv
 
-# torch has no hash: its CPU and CUDA builds differ. torchaudio's compiled parts load only with the torch build that
-# they were linked to; without them its pure-torch transforms work, and we use no others.
+# torch has no hash: its CPU and CUDA builds differ, and the second alone needs NVIDIA's libraries beside it. torchaudio's
+# compiled parts load only with the torch build that they were linked to; without them its pure-torch transforms work,
+# and we use no others.
 $(MODEL)/.made: requirements/model.lock requirements/machine.lock requirements/gateway.lock requirements/app.lock \
     requirements/torch.txt pyproject.toml
 	$(call venv,$(MODEL))
@@ -143,6 +144,7 @@ $(MODEL)/.made: requirements/model.lock requirements/machine.lock requirements/g
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/gateway.lock
 	@$(BIN)/python $(PIP) $(LOCKED) requirements/app.lock
 	@$(BIN)/python $(PIP) --no-deps -r requirements/torch.txt
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python $(PIP) -r requirements/torch.txt
 	@$(BIN)/python -c "import torchaudio" 2>/dev/null || rm -f $(MODEL)/lib/python3.11/site-packages/torchaudio/lib/*.so
 	@$(BIN)/python -c "import torchaudio"
 	@$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .

@@ -5,7 +5,8 @@
 v1's loop computes everything anew for each file of each epoch: it reads the recording and three noise tracks, mixes
 them, builds an MFCC transform for each window and feeds the windows of five files. Ours computes features once (the
 clean windows and `noise.variants` noisy ones) and trains from memory. Both figures come from the same run on the same
-recordings; the whole is extrapolated from a few batches to `--epochs` epochs.
+recordings; the whole is extrapolated from a few batches to `--epochs` epochs. A second table, that of `bench.devices`,
+has our training on CPU and GPU, in float32 and in mixed precision.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import soundfile
 import torch
 from torch import nn
 
-from bench import machine
+from bench import devices, machine
 from spira_train import config as configuration
 from spira_train import extract, featurise, noise, simulate
 from spira_train.dataset import load
@@ -47,6 +48,7 @@ def main() -> None:
     machine.show(
         f"Training {chosen.epochs} epochs of SPIRA v1's recipe", ("", "v1's loop", "ours", "ratio"), rows, note
     )
+    devices.show()
 
 
 def measure(lake: Lake, recordings: int, epochs: int) -> tuple[list[tuple[str, str, str, str]], str]:

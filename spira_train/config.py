@@ -160,6 +160,11 @@ class TrainConfig(Section):
     )
     mask_frames: Annotated[int, Field(ge=1, le=400)] = Field(40, description="Longest such stretch, in frames")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto takes CUDA where it is")
+    mixed_precision: bool = Field(
+        False,
+        description="Compute the training's forward pass in bfloat16 where the network allows it, on a GPU or a CPU; "
+        "weights, loss, validation and what is served stay float32",
+    )
 
 
 class DecisionConfig(Section):

@@ -209,7 +209,7 @@ class SpiraBands(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, 1, frames, coefficients) -> logits (B,)."""
         there = _sound(features)[:, None].to(features.dtype)  # (B, 1, frames)
-        bands = (features[:, 0] @ self.basis).transpose(1, 2)  # (B, bands, frames) in decibels
+        bands = _decibels(features, self.basis).transpose(1, 2)  # (B, bands, frames)
         mean, spread, _ = (part[:, :, None] for part in _pool(bands, there))  # (B, bands, 1) each
         plain = (bands - mean.mean(1, keepdim=True)) / 20
         normal = (bands - mean) / torch.hypot(spread, torch.ones_like(spread))  # a band of less than 1 dB stays small
@@ -241,7 +241,7 @@ class SpiraShort(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, 1, frames, coefficients) -> logits (B,)."""
         sound = _sound(features)  # (B, frames)
-        bands = features[:, 0] @ self.basis  # (B, frames, bands) in decibels
+        bands = _decibels(features, self.basis)  # (B, frames, bands)
         if self.training:
             self.decibels.follow(bands[sound])
         bands = (self.decibels(bands) * sound[:, :, None]).transpose(1, 2)  # (B, bands, frames)
@@ -265,6 +265,15 @@ def _basis(coefficients: int) -> Tensor:
     basis = torch.cos(math.pi / coefficients * (place + 0.5) * place[:, None]) * math.sqrt(2 / coefficients)
     basis[0] /= math.sqrt(2)
     return basis
+
+
+def _decibels(features: Tensor, basis: Tensor) -> Tensor:
+    """Mel bands (B, frames, bands) of features (B, 1, frames, coefficients); float32 in mixed precision as well.
+
+    These are inputs, not activations: bfloat16 would round a loud band by up to a quarter of a decibel.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return features[:, 0] @ basis
 
 
 def _sound(features: Tensor) -> Tensor:

@@ -195,7 +195,9 @@ def disk_errors(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # numpy tells that it could write only a part of an array, and not why: a full disk is what leaves parts
+        part = error.errno is None and str(error).endswith(" written")
+        if part or error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TryAgain(f"{place}: no space left on the disk; free some and run again. Nothing was lost.") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise BadInput(

@@ -183,7 +183,9 @@ def fit(
             wanted = torch.from_numpy(labels).to(device)  # (W,)
             if config.train.mixup:
                 windows, wanted = mix(windows, wanted, config.train.mixup, masks)
-            loss = loss_of(state.network(windows), wanted)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.mixed_precision):
+                logits = state.network(windows)  # (W,)
+            loss = loss_of(logits.float(), wanted)
             state.steps += 1
             for group in state.optimiser.param_groups:
                 group["lr"] = config.train.learning_rate * noam(state.steps, config.train.warmup_steps)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from spira_train.outcome import BadInput, TryAgain
@@ -121,6 +123,18 @@ def test_really_full_device_is_told(tmp_path):
         Path("/dev/full").open("wb", buffering=0) as device,
     ):
         device.write(b"x")
+
+
+def test_a_disk_that_takes_a_part_of_an_array_is_told_as_full(tmp_path):
+    """As numpy tells it, without the reason; a limit on the size of files stands for the disk's end."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(TryAgain, match="no space left"), publish(*local_lake(tmp_path / "result")) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most[1]))
+        try:
+            np.save(folder / "array.npy", np.zeros(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_object_store_gets_its_report_last(tmp_path):

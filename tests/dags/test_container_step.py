@@ -34,9 +34,8 @@ def engine():
     return client
 
 
-@pytest.fixture(scope="session")
-def image(engine):
-    """A tiny image whose `spira-train` runs the shell script that it is given."""
+def shell_image(engine) -> str:
+    """Put a tiny image whose `spira-train` runs a shell script on an engine; returns its name."""
     if not BUSYBOX.exists():
         pytest.skip(f"{BUSYBOX} is missing: install the Debian package busybox-static")
     name, content = f"spira-test-{uuid.uuid4().hex[:8]}", io.BytesIO()
@@ -50,6 +49,13 @@ def image(engine):
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(entry)
     engine.import_image_from_data(content.getvalue(), repository=name, changes=["ENV PATH=/bin"])
+    return name
+
+
+@pytest.fixture(scope="session")
+def image(engine):
+    """A tiny image whose `spira-train` runs the shell script that it is given."""
+    name = shell_image(engine)
     yield name
     engine.remove_image(name, force=True)
 
@@ -267,14 +273,6 @@ def test_an_engine_that_is_down_is_worth_another_try(make):
     with pytest.raises(AirflowException, match="does not answer; start it") as caught:
         run(task)
     assert not isinstance(caught.value, AirflowFailException)
-
-
-def test_no_space(make):
-    from docker.errors import APIError
-
-    response = SimpleNamespace(status_code=500)
-    error = make(DONE)._explained(APIError("500", response, "write /var/lib/docker: no space left on device"))
-    assert "has no space left on its disk" in str(error)
 
 
 # A worker of Airflow, as far as it matters here: it runs the task and is asked to end by SIGTERM.

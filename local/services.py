@@ -114,7 +114,14 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
         **{
             name: os.environ[name]
-            for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP", "SPIRA_RETRAIN", "SPIRA_TRAIN_ON_CLOSE")
+            for name in (
+                "SPIRA_PRESET",
+                "SPIRA_GPUS",
+                "SPIRA_KEEP",
+                "SPIRA_RETRAIN",
+                "SPIRA_TRAIN_ON_CLOSE",
+                "SPIRA_APPROVAL_HOURS",
+            )
             if name in os.environ
         },
         **stack["places"],

@@ -174,8 +174,8 @@ class Approval(ApprovalOperator):
             answer = HITLOperator.execute_complete(self, context, event)
         yes = answer["chosen_options"] == [self.APPROVE]
         not_taken = "rejected" if yes else "register"
+        context["ti"].xcom_push(key="return_value", value=answer)  # `skip` raises, so what is returned would be lost
         self.skip(ti=context["ti"], tasks=[task for task in self.downstream_list if task.task_id == not_taken])
-        return answer
 
 
 with DAG(

@@ -135,11 +135,15 @@ def test_without_a_humans_yes_nothing_is_registered(load, answer):
         register_words(load(), answer and answered(**answer))
 
 
-def concluded(dag, event: dict, monkeypatch) -> tuple[dict, list[str]]:
+def concluded(dag, event: dict) -> tuple[dict, list[str]]:
     """What the installed operator makes of an answer, or of none: its XCom, and the tasks that it skips."""
-    approve, skipped = dag.get_task("approve"), []
-    monkeypatch.setattr(approve, "skip", lambda ti, tasks: skipped.extend(task.task_id for task in tasks))
-    return approve.execute_complete({"ti": None}, event), skipped
+    from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+    pushed: dict = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.__setitem__(key, value), map_index=-1)
+    with pytest.raises(DownstreamTasksSkipped) as ended:  # so the worker keeps no result of its own
+        dag.get_task("approve").execute_complete({"ti": ti}, event)
+    return pushed["return_value"], list(ended.value.tasks)
 
 
 def reply(chosen: str) -> dict:
@@ -160,12 +164,12 @@ def rejection_words(dag, answer: dict | None) -> list[str]:
     return spread(task.render_template(task.words, values, dag.get_template_env()))
 
 
-def test_a_yes_registers_and_a_no_is_put_on_record(load, monkeypatch):
+def test_a_yes_registers_and_a_no_is_put_on_record(load):
     dag = load()
-    given, skipped = concluded(dag, reply("Approve"), monkeypatch)
+    given, skipped = concluded(dag, reply("Approve"))
     assert skipped == ["rejected"]
     assert register_words(dag, given)[3:] == ["--approver=Ana Lima", "--approved-at=2026-11-06T08:30:00+00:00"]
-    given, skipped = concluded(dag, reply("Reject"), monkeypatch)
+    given, skipped = concluded(dag, reply("Reject"))
     assert skipped == ["register"]
     assert rejection_words(dag, given) == [
         "reject",
@@ -176,21 +180,21 @@ def test_a_yes_registers_and_a_no_is_put_on_record(load, monkeypatch):
     ]
 
 
-def test_no_answer_in_time_is_a_no(load, monkeypatch):
+def test_no_answer_in_time_is_a_no(load):
     dag = load(SPIRA_APPROVAL_HOURS="1.5")
     approve = dag.get_task("approve")
     assert approve.response_timeout.total_seconds() == 5400
     assert approve.defaults is None  # else the scheduler would answer in the human's place
-    given, skipped = concluded(dag, {"error": "nobody answered", "error_type": "timeout"}, monkeypatch)
+    given, skipped = concluded(dag, {"error": "nobody answered", "error_type": "timeout"})
     assert skipped == ["register"]
     assert rejection_words(dag, given) == ["reject", "--run", "/runs/x"]
 
 
-def test_an_answer_that_airflow_could_not_read_is_no_no(load, monkeypatch):
+def test_an_answer_that_airflow_could_not_read_is_no_no(load):
     from airflow.providers.standard.exceptions import HITLTriggerEventError
 
     with pytest.raises(HITLTriggerEventError):
-        concluded(load(), {"error": "unreadable", "error_type": "unknown"}, monkeypatch)
+        concluded(load(), {"error": "unreadable", "error_type": "unknown"})
 
 
 @pytest.mark.parametrize("answer", [None, {"chosen_options": ["Approve"]}])

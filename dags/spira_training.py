@@ -14,9 +14,10 @@ night at 03:00 UTC the day before is processed, with the preset that `SPIRA_PRES
 | `validate` | measures on the frozen test set, clean and in ward noise, and asks the gate | |
 | `verdict` | the gate blessed the model: go on; or it did not: `refused` | |
 | `package` | builds the archive and tries it in a sandbox model server | fails when the sandbox refuses |
-| `approve` | waits for a human, only where the param `approve` is set | a no skips what follows, no answer fails |
+| `approve` | waits for a human, only where the param `approve` is set | a no, or no answer in time: `rejected` |
 | `register` | new version in MLflow, with who approved it, and in TorchServe | publishes the asset `spira/champion` |
 | `verify` | golden recordings through the live server; rolls back on any difference | |
+| `rejected` | a human said no, or nobody answered: puts that on record and fails; **the champion goes on serving** | |
 | `refused` | the gate said no. The run fails with the reason; **the champion goes on serving** | |
 
 With the param `stage` = `challenger` the new version is held beside the champion, for a shadow or a canary; the event
@@ -35,33 +36,39 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import DAG, Asset, CronPartitionTimetable, Param, TriggerRule, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from step import DEFAULTS, partition_of, step
+from step import DEFAULTS, partition_of, settings, step
 
 HOUR = timedelta(hours=1)
 FORM = json.loads(Path(__file__).with_name("params.json").read_text())
 PRESET = os.environ.get("SPIRA_PRESET") or "default"  # of scheduled runs, and of others unless they say otherwise
 if PRESET not in FORM["presets"]:
     raise ValueError(f"SPIRA_PRESET is {PRESET!r}; allowed: {', '.join(FORM['presets'])}")
+APPROVAL_HOURS = settings(os.environ)["approval_hours"]
 RUN = ("--run", "{{ ti.xcom_pull('setup')['run'] }}")
 PARTITION = "{{ partition_of(params, partition_key) }}"
 SETTINGS = "{{ settings_of(params) }}"
 APPROVAL = "{{ approval_of(params, ti.xcom_pull('approve')) }}"
 HOLD = "{{ '--hold' if params.get('stage') == 'challenger' else '' }}"
+REJECTION = "{{ rejection_of(ti.xcom_pull('approve')) }}"
 QUESTION = """
-{% set found = ti.xcom_pull('validate') -%}
-The gate blessed it. On the frozen test set:
-
-| | |
-|---|---|
-{% for name, value in found['summary'].items() if name != 'reasons' %}| {{ name }} | {{ value }} |
-{% endfor %}
-
-{% if found.get('report_link') %}[The report]({{ mlflow_ui }}/{{ found['report_link'] }}){% else -%}
+{% set found = ti.xcom_pull('validate') %}{% set champion = found['summary']['champion'] -%}
+{{ found['brief'] }}
+{% if found.get('report_link') %}[Read the report]({{ mlflow_ui }}/{{ found['report_link'] }}){% else -%}
 Report: `{{ found['report_page'] }}`{% endif %}
 
+---
+
+**Approve**: your name and the time go into the registry with the model, and \
+{% if params.get('stage') == 'challenger' %}it is loaded beside the champion; it answers nobody{% else -%}
+it answers every request from then on{% endif %}.
+
+**Reject**: your name and the time are kept, nothing is registered, and \
+{% if champion %}`{{ champion }}` goes on serving{% else %}nothing is served{% endif %}. The run ends as refused.
+
+**No answer in {{ approval_hours }} hours** counts as a no.
 """
 
 
@@ -113,9 +120,23 @@ def approval_of(params: dict, answer: dict | None) -> str:
     user = (answer or {}).get("responded_by_user")
     if not user or answer["chosen_options"] != [ApprovalOperator.APPROVE]:
         raise AirflowFailException("the param `approve` is on, but no human's yes is on record; clear `approve`")
-    name = " ".join((user.get("name") or user["id"]).split())  # one line: a line is a word
-    at = answer["responded_at"]
-    return f"--approver={name}\n--approved-at={at if isinstance(at, str) else at.isoformat()}"
+    name, at = who_and_when(answer)
+    return f"--approver={name}\n--approved-at={at}"
+
+
+def rejection_of(answer: dict | None) -> str:
+    """Who said no, and when, as words of `spira-train reject`; none where nobody answered in time."""
+    if not answer or answer["chosen_options"] != [ApprovalOperator.REJECT]:
+        raise AirflowFailException("no human's no is on record; clear `approve`")
+    name, at = who_and_when(answer)
+    return f"--by={name}\n--at={at}" if name else ""
+
+
+def who_and_when(answer: dict) -> tuple[str, str]:
+    """Name (empty: nobody) and time of an answer, each on one line: a line is a word."""
+    user, at = answer.get("responded_by_user") or {}, answer.get("responded_at") or ""
+    name = " ".join((user.get("name") or user.get("id") or "").split())
+    return name, at if isinstance(at, str) else at.isoformat()
 
 
 @task.branch
@@ -134,7 +155,10 @@ def refused(ti=None):
 
 
 class Approval(ApprovalOperator):
-    """Asks a human where the param `approve` says so; is skipped at once where it does not."""
+    """Asks a human where the param `approve` says so; is skipped at once where it does not.
+
+    A no, and no answer in time, lead to `rejected`, a task that fails and says so: the run must not look well.
+    """
 
     custom_operator_name = "approval"
 
@@ -142,6 +166,16 @@ class Approval(ApprovalOperator):
         if not context["params"]["approve"]:
             raise AirflowSkipException("the param `approve` is off: no human is asked")
         return super().execute(context)
+
+    def execute_complete(self, context, event):
+        if event.get("error_type") == "timeout":
+            answer = {"chosen_options": [self.REJECT], "responded_by_user": None, "responded_at": None}
+        else:
+            answer = HITLOperator.execute_complete(self, context, event)
+        yes = answer["chosen_options"] == [self.APPROVE]
+        not_taken = "rejected" if yes else "register"
+        context["ti"].xcom_push(key="return_value", value=answer)  # `skip` raises, so what is returned would be lost
+        self.skip(ti=context["ti"], tasks=[task for task in self.downstream_list if task.task_id == not_taken])
 
 
 with DAG(
@@ -156,7 +190,8 @@ with DAG(
     params=OWN | {name: field(name, spec) for name, spec in FORM["fields"].items()},
     default_args=DEFAULTS,
     user_defined_macros={"partition_of": partition_of, "settings_of": settings_of, "approval_of": approval_of}
-    | {"mlflow_ui": os.environ.get("SPIRA_MLFLOW_UI") or os.environ.get("MLFLOW_TRACKING_URI", "")},
+    | {"rejection_of": rejection_of, "approval_hours": f"{APPROVAL_HOURS:g}"}
+    | {"mlflow_ui": (os.environ.get("SPIRA_MLFLOW_UI") or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")},
     tags=["spira", "training"],
 ) as dag:
     setup = step(
@@ -170,11 +205,14 @@ with DAG(
     package = step("package", "package", *RUN, execution_timeout=HOUR / 4)
     approve = Approval(
         task_id="approve",
-        subject=f"Serve the model of partition {PARTITION}?",
+        subject="{{ 'Try' if params.get('stage') == 'challenger' else 'Serve' }} the model of partition "
+        + PARTITION
+        + "?",
         body=QUESTION,
-        response_timeout=72 * HOUR,
+        response_timeout=APPROVAL_HOURS * HOUR,
         retries=0,
     )
+    rejected = step("rejected", "reject", *RUN, REJECTION, execution_timeout=timedelta(minutes=5))
     register = step(
         "register", "register", *RUN, APPROVAL, HOLD, execution_timeout=HOUR / 4,
         outlets=[Asset("spira/champion")], tell=("validate",), trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
@@ -182,5 +220,6 @@ with DAG(
     verify = step("verify", "verify", *RUN, execution_timeout=HOUR / 4)
 
     setup >> extract >> features >> train >> validate >> verdict() >> [package, refused()]
-    package >> approve >> register >> verify
+    package >> approve >> [register, rejected]
+    register >> verify
     package >> register  # also where nobody has to approve

@@ -66,6 +66,7 @@ REACH = {
     "validate": Reach(lake="read", live="read", network=True),  # MLflow's champion, and how right it is with people
     "package": Reach(signing_key="read"),  # its sandbox listens on the container's own loopback
     "register": Reach(models="write", keys="read", verify_key="read", network=True, keep=True),
+    "reject": Reach(runs="read", network=True),
     "verify": Reach(models="write", keys="read", network=True),  # holds the model store while it rolls back
     "rollback": Reach(runs=None, models="write", keys="read", network=True),
     "watch": Reach(lake="read", models="read", audit="read", network=True),
@@ -141,8 +142,12 @@ def settings(env: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"SPIRA_CPUS is {cpus!r}; allowed: how many, such as 2 or 1.5")
     if (keep := env.get(KEEP)) and not (keep.isdigit() and int(keep) >= 2):
         raise ValueError(f"{KEEP} is {keep!r}; allowed: how many versions keep their archives, at least 2")
+    hours = env.get("SPIRA_APPROVAL_HOURS") or "72"
+    if not re.fullmatch(r"\d+(\.\d+)?", hours) or float(hours) <= 0:
+        raise ValueError(f"SPIRA_APPROVAL_HOURS is {hours!r}; allowed: how many, such as 72 or 0.5")
     return {
         "runtime": runtime,
+        "approval_hours": float(hours),
         "gpus": gpus,
         "executable": env.get("SPIRA_TRAIN", "spira-train"),
         "image": env.get("SPIRA_IMAGE", "spira_train:latest"),

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from local.ports import DEFAULTS, IN_CONTAINERS, is_free
 from local.services import ROOT, alone, demo_key, first_password, var
 
 START_SECONDS, RESTARTS = 300.0, 3
+EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 - nothing is bound here
 PORTS = {
     "airflow-apiserver": "AIRFLOW_PORT",
     "mlflow": "MLFLOW_PORT",
@@ -36,7 +38,7 @@ IMAGES = tuple(f"spira_{name}" for name in NAMES)
 PASSED = (
     "SPIRA_BIND", "SPIRA_MEMORY", "SPIRA_CPUS", "SPIRA_GPUS", "SPIRA_PRESET", "SPIRA_KEEP", "SPIRA_PARALLELISM",
     "SPIRA_RETRAIN", "SPIRA_GRAFANA_IMAGE", "GRAFANA_PORT", "SPIRA_TRAIN_ON_CLOSE", "SPIRA_TLS", "SPIRA_HOST_NAME",
-    "SPIRA_APP_BIND",
+    "SPIRA_APP_BIND", "SPIRA_MLFLOW_UI", "SPIRA_APPROVAL_HOURS",
 )  # fmt: skip
 
 
@@ -65,6 +67,7 @@ def up(*, gpu: bool = False) -> None:
     with alone("compose"):
         chosen = settings(os.environ, engine.images(_built(), IMAGES), engine.socket(os.environ), var(), gpu=gpu)
         chosen |= _ports(chosen["SPIRA_STACK_NAME"])
+        chosen.setdefault("SPIRA_MLFLOW_UI", mlflow_page(chosen, socket.gethostname()))
         make_secrets(var() / "secrets")
         _write(var() / "compose.env", "".join(f"{name}={value}\n" for name, value in chosen.items()), 0o644)
         _log().parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +207,17 @@ def address(service: str, chosen: Mapping[str, str]) -> str:
     bind = "SPIRA_APP_BIND" if service == "proxy" else "SPIRA_BIND"
     host = chosen.get(bind, "127.0.0.1").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - nothing is bound here
     return f"http{'s' * (service == 'proxy')}://{host}:{chosen[PORTS[service]]}"
+
+
+def mlflow_page(chosen: Mapping[str, str], machine: str) -> str:
+    """Where a reader's browser finds MLflow, and so the reports: Airflow's links lead there.
+
+    machine: this machine's name, for a stack that listens on every address; only there can a reader sit elsewhere.
+    """
+    host = chosen.get("SPIRA_BIND", "127.0.0.1")
+    if host in EVERYWHERE:
+        host = chosen.get("SPIRA_HOST_NAME", machine)
+    return f"http://{host}:{chosen['MLFLOW_PORT']}"
 
 
 def credentials(chosen: Mapping[str, str]) -> tuple[str, str]:

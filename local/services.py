@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, ORCHESTRATION = ROOT / ".venv/model/bin", ROOT / ".venv/orchestration/bin"
@@ -113,7 +114,14 @@ def airflow_environment(stack: Mapping[str, Any]) -> dict[str, str]:
         "SPIRA_TRAIN": os.environ.get("SPIRA_TRAIN", str(MODEL / "spira-train")),
         **{
             name: os.environ[name]
-            for name in ("SPIRA_PRESET", "SPIRA_GPUS", "SPIRA_KEEP", "SPIRA_RETRAIN", "SPIRA_TRAIN_ON_CLOSE")
+            for name in (
+                "SPIRA_PRESET",
+                "SPIRA_GPUS",
+                "SPIRA_KEEP",
+                "SPIRA_RETRAIN",
+                "SPIRA_TRAIN_ON_CLOSE",
+                "SPIRA_APPROVAL_HOURS",
+            )
             if name in os.environ
         },
         **stack["places"],
@@ -134,10 +142,15 @@ def _mlflow(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         "port": stack["ports"]["MLFLOW_PORT"],
         "workers": 1,
     }
-    return [str(MODEL / "python"), "-m", "mlflow", "server", *_words(flags)], {
+    env = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes for jobs that nobody has
     }
+    if page := os.environ.get("SPIRA_MLFLOW_UI"):  # by a tunnel or a proxy: MLflow refuses names that it is not told
+        seen = urlsplit(page)
+        env["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"localhost:*,127.0.0.1:*,{seen.netloc}"
+        env["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = f"{seen.scheme}://{seen.netloc}"
+    return [str(MODEL / "python"), "-m", "mlflow", "server", *_words(flags)], env
 
 
 def _torchserve(stack: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:

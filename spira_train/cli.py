@@ -105,7 +105,8 @@ def validate(
     config = configuration.load(run)
     report = step.run(run=run, lake=Lake(lake), config=config, gate=gate, registry=registry, live=live)
     page = str(run / "validate" / "report.html")
-    _finish("validate", report, report_page=page, report_link=report.get("link", ""))
+    told = (run / "validate" / step.BRIEF).read_text(encoding="utf-8")
+    _finish("validate", report, report_page=page, report_link=report.get("link", ""), brief=told)
 
 
 @app.command()
@@ -148,6 +149,20 @@ def register(
         run=run, config=config, models=models, mlflow=mlflow, server=server, keep=keep, key=key, hold=hold, **options
     )
     _finish("register", report)
+
+
+@app.command()
+def reject(
+    run: RunOption,
+    mlflow: MlflowOption,
+    by: Annotated[str, typer.Option(help="Who said no; empty: nobody answered in time")] = "",
+    at: Annotated[str, typer.Option(help="When, as an ISO 8601 time")] = "",
+) -> None:
+    """Put on record that a human did not approve of a blessed model; ends as refused."""
+    from spira_train import reject as step
+    from spira_train.registry import Registry
+
+    step.run(run=run, config=configuration.load(run), registry=Registry(mlflow), by=by, at=at)
 
 
 @app.command()

@@ -25,6 +25,7 @@ GUARD = 3  # frames around speech that count as speech: word ends are soft
 # A frame is speech above this part of the way, in dB, from the pauses (10th percentile) to loud speech (95th).
 SPEECH = 0.35
 SHORTEST_ROOM = 0.3  # seconds of pauses that are needed; where there are fewer, the quietest frames are taken
+SPECTRUM = 512  # samples a frame, 32 ms: fine enough for a voice's colour, too coarse for its pitch
 AHEAD = 4  # recordings prepared in advance: bounds memory
 SNRS = (20, 10, 5, 0)  # dB
 SILENCE_PEAK = 1e-4  # -80 dBFS: digital silence with the noise of a converter, so that nothing divides by zero
@@ -43,7 +44,7 @@ NAMES = {
     "mp3": "Through MP3 at a low rate",
     "opus": "Through Opus, as messengers send it",
     "reversed": "Played backwards",
-    "speech_removed": "Speech silenced, pauses kept",
+    "speech_removed": "Speech turned to noise, pauses kept",
     "room_alone": "The room alone: pauses joined, speech cut out",
     "noise_alone": "Ward noise alone",
     "silence": "Silence alone",
@@ -86,7 +87,7 @@ class Questions:
             "mp3": channel.mp3(speech),
             "opus": channel.opus(speech),
             "reversed": speech[::-1],
-            "speech_removed": np.where(spoken, np.float32(0), speech),
+            "speech_removed": voiceless(speech, spoken, self.random.stream("voiceless", recording)),
             "room_alone": room(speech, spoken, self.random.stream("room", recording)),
             "noise_alone": ward,
             "silence": dither.astype(np.float32),
@@ -143,6 +144,24 @@ def speaking(signal: Signal) -> NDArray[np.bool_]:
     spoken = decibels > pause + SPEECH * (loud - pause)  # (F,)
     spoken = np.convolve(spoken, np.ones(2 * GUARD + 1), "same") > 0  # (F,)
     return np.pad(np.repeat(spoken, FRAME), (0, len(signal) - len(spoken) * FRAME), mode="edge")  # (T,)
+
+
+def voiceless(signal: Signal, spoken: NDArray[np.bool_], rng: np.random.Generator) -> Signal:
+    """The recording with its speech turned to noise of the same level and long-term spectrum, (T,): no words, no voice.
+
+    What is left is when somebody spoke, and the room. Silence in its place would ask another question: those who pause
+    less would have more of it, and how a model reads digital silence is chance (docs/gate.md has the figures).
+    """
+    voice = signal[spoken]  # (S,)
+    level = np.sqrt(np.square(voice).mean()) if len(voice) else 0.0
+    sound = rng.standard_normal(len(signal))  # (T,)
+    if len(voice) >= SPECTRUM:
+        frames = voice[: len(voice) // SPECTRUM * SPECTRUM].reshape(-1, SPECTRUM) * np.hanning(SPECTRUM)  # (F, 512)
+        shape = np.sqrt(np.square(np.abs(np.fft.rfft(frames))).mean(0))  # (257,)
+        at = np.linspace(0, SPECTRUM // 2, len(signal) // 2 + 1)  # the bin of each frequency
+        sound = np.fft.irfft(np.fft.rfft(sound) * np.interp(at, np.arange(len(shape)), shape), len(signal))  # (T,)
+    sound *= level / max(np.sqrt(np.square(sound).mean()), 1e-12)
+    return np.where(spoken, sound, signal).astype(np.float32)
 
 
 def room(signal: Signal, spoken: NDArray[np.bool_], rng: np.random.Generator) -> Signal:

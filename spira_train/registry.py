@@ -106,24 +106,33 @@ class Registry:
         self._guard(send)
 
     def refused(self, count: int) -> list[dict[str, Any]]:
-        """The trainings that the gate refused, newest first: {partition, at (datetime), reasons}, at most `count`."""
+        """What the gate or a human refused, newest first: {partition, at (datetime), reasons}, at most `count`."""
 
-        def read() -> list[dict[str, Any]]:
+        def search(condition: str, newest: str) -> list[Any]:
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
             if not experiment:
                 return []
-            found = self.client.search_runs(
-                [experiment.experiment_id], "tags.verdict = 'refused'", max_results=count,
-                order_by=["attributes.start_time DESC"],
-            )  # fmt: skip
-            return [
+            place, order = [experiment.experiment_id], [f"{newest} DESC"]
+            return list(self.client.search_runs(place, condition, max_results=count, order_by=order))
+
+        def read() -> list[dict[str, Any]]:
+            by_the_gate = [
                 {
                     "partition": run.data.tags.get("partition", ""),
                     "at": datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000, UTC),
                     "reasons": [reason for reason in run.data.tags.get("reasons", "").split("; ") if reason],
                 }
-                for run in found
+                for run in search("tags.verdict = 'refused'", "attributes.start_time")
             ]
+            by_people = [
+                {
+                    "partition": run.data.tags.get("partition", ""),
+                    "at": datetime.fromisoformat(run.data.tags["rejected_at"]),
+                    "reasons": [run.data.tags["rejected"]],
+                }
+                for run in search("tags.rejected LIKE '%'", "tags.rejected_at")
+            ]
+            return sorted(by_the_gate + by_people, key=lambda one: one["at"], reverse=True)[:count]
 
         return self._guard(read)
 

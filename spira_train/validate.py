@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 
-from spira_train import champion, drift, evidence, featurise, inference, noise, probes, report
+from spira_train import brief, champion, drift, evidence, featurise, inference, noise, probes, report
 from spira_train import gate as gates
 from spira_train import live as counted
 from spira_train.audio import SAMPLE_RATE, as_float, from_flac
@@ -28,6 +28,7 @@ from spira_train.step import fingerprint, perform
 from spira_train.store import Lake, digest_file, digest_json, local_lake, read_report, scratch
 
 LIBRARIES = ("torch", "torchaudio", "numpy", "scikit-learn", "scipy", "matplotlib", "soundfile")
+BRIEF = "brief.md"
 Row = Mapping[str, Any]
 
 
@@ -151,6 +152,8 @@ def run(
             live=in_use,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
+        simulated = bool(trained.get("summary", {}).get("simulated"))
+        (folder / BRIEF).write_text(brief.brief(found, verdict, drifted, simulated=simulated), encoding="utf-8")
         return summary(found, verdict, drifted)
 
     done = perform("validate", identity, *local_lake(run / "validate"), work, inputs)
@@ -209,14 +212,19 @@ def summary(found: Mapping[str, Any], verdict: Mapping[str, Any], drifted: Mappi
 def note(registry: Registry, run: Path, config: Config, report: Mapping[str, Any]) -> str:
     """Put the verdict and the report beside the training's curves in MLflow, once; returns where the report is."""
     summary = report["summary"]
+    run_id = run_of(registry, run, config, report)
+    tags = {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
+    tags |= {"validate": report["fingerprint"], "drift": "; ".join(summary["drift"])}
+    files = {f"validate/{name}": run / "validate" / name for name in ("report.html", "metrics.json", "verdict.json")}
+    return f"{registry.note(run_id, tags, files)}/validate/report.html"
+
+
+def run_of(registry: Registry, run: Path, config: Config, report: Mapping[str, Any]) -> str:
+    """The id of the run in MLflow that holds this validation's evidence, made where there is none yet."""
     known = run / "mlflow.json"
     earlier = json.loads(known.read_text())["run_id"] if known.is_file() else None
     told, same = {"partition": config.partition, "run": run.name}, {"validate": report["fingerprint"]}
-    run_id = registry.run(earlier, run.name, told, same)
-    tags = {"verdict": summary["verdict"], "reasons": "; ".join(summary["reasons"])}
-    tags |= same | {"drift": "; ".join(summary["drift"])}
-    files = {f"validate/{name}": run / "validate" / name for name in ("report.html", "metrics.json", "verdict.json")}
-    return f"{registry.note(run_id, tags, files)}/validate/report.html"
+    return registry.run(earlier, run.name, told, same)
 
 
 def rival_of(

@@ -50,7 +50,12 @@ def test_a_rollback_can_be_sent_with_an_empty_form(load, asked, word):
 def test_edges(load):
     dag = load()
     edges = {(task.task_id, down) for task in dag.tasks for down in task.downstream_task_ids}
-    assert edges == {*itertools.pairwise(CHAIN), ("verdict", "refused"), ("package", "register")}
+    assert edges == {
+        *itertools.pairwise(CHAIN),
+        ("verdict", "refused"),
+        ("package", "register"),
+        ("approve", "rejected"),
+    }
 
 
 def test_a_model_needs_no_approval_unless_asked_but_a_package(load):
@@ -130,25 +135,102 @@ def test_without_a_humans_yes_nothing_is_registered(load, answer):
         register_words(load(), answer and answered(**answer))
 
 
-def test_an_approval_is_answered_as_the_words_expect(load):
-    """The installed operator's own way from the answer to the XCom."""
+def concluded(dag, event: dict) -> tuple[dict, list[str]]:
+    """What the installed operator makes of an answer, or of none: its XCom, and the tasks that it skips."""
+    from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+    pushed: dict = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.__setitem__(key, value), map_index=-1)
+    with pytest.raises(DownstreamTasksSkipped) as ended:  # so the worker keeps no result of its own
+        dag.get_task("approve").execute_complete({"ti": ti}, event)
+    return pushed["return_value"], list(ended.value.tasks)
+
+
+def reply(chosen: str) -> dict:
     from airflow.models.hitl import HITLDetail
 
-    dag = load()
-    asked = HITLDetail(**{k: v for k, v in answered().items() if k.startswith(("chosen", "params"))})
+    asked = HITLDetail(chosen_options=[chosen], params_input={})
     asked.responded_by, asked.responded_at = {"id": "7", "name": "Ana Lima"}, answered()["responded_at"]
-    given = dag.get_task("approve").execute_complete({}, asked.as_resume_event_payload())
+    return asked.as_resume_event_payload()
+
+
+def rejection_words(dag, answer: dict | None) -> list[str]:
+    """The words of `spira-train reject`, as rendered."""
+    from step_outcome import spread
+
+    results = {"setup": {"run": "/runs/x"}, "approve": answer}
+    values = {"ti": SimpleNamespace(xcom_pull=results.get)} | dag.user_defined_macros
+    task = dag.get_task("rejected")
+    return spread(task.render_template(task.words, values, dag.get_template_env()))
+
+
+def test_a_yes_registers_and_a_no_is_put_on_record(load):
+    dag = load()
+    given, skipped = concluded(dag, reply("Approve"))
+    assert skipped == ["rejected"]
     assert register_words(dag, given)[3:] == ["--approver=Ana Lima", "--approved-at=2026-11-06T08:30:00+00:00"]
+    given, skipped = concluded(dag, reply("Reject"))
+    assert skipped == ["register"]
+    assert rejection_words(dag, given) == [
+        "reject",
+        "--run",
+        "/runs/x",
+        "--by=Ana Lima",
+        "--at=2026-11-06T08:30:00+00:00",
+    ]
 
 
 def test_no_answer_in_time_is_a_no(load):
-    from airflow.providers.standard.exceptions import HITLTimeoutError
-
-    approve = load().get_task("approve")
-    assert approve.response_timeout
+    dag = load(SPIRA_APPROVAL_HOURS="1.5")
+    approve = dag.get_task("approve")
+    assert approve.response_timeout.total_seconds() == 5400
     assert approve.defaults is None  # else the scheduler would answer in the human's place
-    with pytest.raises(HITLTimeoutError):  # no retries; and `register` runs only where none of its tasks has failed
-        approve.execute_complete({}, {"error": "nobody answered", "error_type": "timeout"})
+    given, skipped = concluded(dag, {"error": "nobody answered", "error_type": "timeout"})
+    assert skipped == ["register"]
+    assert rejection_words(dag, given) == ["reject", "--run", "/runs/x"]
+
+
+def test_an_answer_that_airflow_could_not_read_is_no_no(load):
+    from airflow.providers.standard.exceptions import HITLTriggerEventError
+
+    with pytest.raises(HITLTriggerEventError):
+        concluded(load(), {"error": "unreadable", "error_type": "unknown"})
+
+
+@pytest.mark.parametrize("answer", [None, {"chosen_options": ["Approve"]}])
+def test_a_no_that_nobody_said_is_not_put_on_record(load, answer):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException, match="no human's no is on record"):
+        rejection_words(load(), answer and answered(**answer))
+
+
+def question(dag, champion: str | None, **params: str) -> tuple[str, str]:
+    """Subject and text of the question, as an approver gets them."""
+    found = {"summary": {"champion": champion}, "brief": "**The gate blessed this model**: 61 of 61 promises kept.\n"}
+    found |= {"report_link": "#/report.html"}
+    values = {"ti": SimpleNamespace(xcom_pull={"validate": found}.get), "partition_key": "2026-11-05", "params": params}
+    values |= dag.user_defined_macros
+    approve, env = dag.get_task("approve"), dag.get_template_env()
+    return approve.render_template(approve.subject, values, env), approve.render_template(approve.body, values, env)
+
+
+def test_the_approver_reads_verdict_report_champion_and_what_follows(load):
+    dag = load(SPIRA_MLFLOW_UI="http://ward-server:5000/", SPIRA_APPROVAL_HOURS="24")
+    subject, text = question(dag, "2026-11-01-0a1b2c3d")
+    assert subject == "Serve the model of partition 2026-11-05?"
+    assert text.strip().startswith("**The gate blessed this model**: 61 of 61 promises kept.")
+    assert "[Read the report](http://ward-server:5000/#/report.html)" in text
+    assert "it answers every request from then on." in text
+    assert "nothing is registered, and `2026-11-01-0a1b2c3d` goes on serving. The run ends as refused." in text
+    assert "**No answer in 24 hours** counts as a no." in text
+
+
+def test_the_question_without_a_champion_and_for_a_challenger(load):
+    subject, text = question(load(), None, stage="challenger")
+    assert subject == "Try the model of partition 2026-11-05?"
+    assert "it is loaded beside the champion; it answers nobody." in text
+    assert "and nothing is served. The run" in text
 
 
 @pytest.mark.parametrize(
@@ -196,6 +278,9 @@ def test_wrong_settings_are_named(load):
         load(SPIRA_RUNTIME="podman")
     with pytest.raises(ValueError, match="SPIRA_GPUS is 'two'"):
         load(SPIRA_RUNTIME="process", SPIRA_GPUS="two")
+    for hours in ("0", "soon"):
+        with pytest.raises(ValueError, match=f"SPIRA_APPROVAL_HOURS is '{hours}'; allowed: how many"):
+            load(SPIRA_RUNTIME="process", SPIRA_APPROVAL_HOURS=hours)
     for keep in ("1", "all"):
         with pytest.raises(ValueError, match=f"SPIRA_KEEP is '{keep}'; allowed: how many versions"):
             load(SPIRA_RUNTIME="process", SPIRA_KEEP=keep)

@@ -124,7 +124,7 @@ def test_what_a_container_may_touch(load):
     writers = [t.task_id for t in dag.tasks if touches(t).get("/lake", ("", "", ""))[2] == "write"]
     assert sorted(writers) == ["extract", "features"]
     networked = {t.task_id: t.network_mode for t in dag.tasks if getattr(t, "network_mode", "none") != "none"}
-    assert networked == dict.fromkeys(("train", "validate", "register", "verify"), "spira-steps")
+    assert networked == dict.fromkeys(("train", "validate", "rejected", "register", "verify"), "spira-steps")
     assert [t.task_id for t in dag.tasks if "/keys" in touches(t)] == ["register", "verify"]
 
 

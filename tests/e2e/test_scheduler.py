@@ -17,7 +17,7 @@ from local.services import var
 from serve import torchserve
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.torchserve, pytest.mark.timeout(1200)]
-AFTER_PACKAGE = ("package", "approve", "register", "verify")
+AFTER_PACKAGE = ("package", "approve", "rejected", "register", "verify")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_scheduler_takes_up_the_newest_day_by_itself_and_its_model_is_served
     assert scheduled["partition_key"] == f"{newest}"
     assert scheduled["state"] == "success", demo.why(airflow, scheduled)
     states = task_states(airflow, scheduled["dag_run_id"])
-    assert {states.pop("approve"), states.pop("refused")} == {"skipped"}
+    assert {states.pop("approve"), states.pop("rejected"), states.pop("refused")} == {"skipped"}
     assert set(states.values()) == {"success"}
     champion = airflow.result(scheduled["dag_run_id"], "register")["summary"]["champion"]
     assert torchserve.status(server(running))["default"] == champion
@@ -91,7 +91,7 @@ def test_a_backfill_prepares_every_day_and_trains_for_the_newest(airflow, schedu
         assert (states["features"], states["train"], states["register"]) == ("success", "skipped", "skipped")
     newest = trained[days[-1]]["dag_run_id"]
     states = task_states(airflow, newest)
-    assert {states.pop("approve"), states.pop("refused")} == {"skipped"}
+    assert {states.pop("approve"), states.pop("rejected"), states.pop("refused")} == {"skipped"}
     assert set(states.values()) == {"success"}
     # The scheduler has trained this already: with the same configuration, since `SPIRA_PRESET` names the preset.
     assert airflow.result(newest, "setup")["run"] == airflow.result(scheduled["dag_run_id"], "setup")["run"]
@@ -158,9 +158,13 @@ def test_wrong_params(airflow, days):
 
 
 @pytest.mark.parametrize(
-    ("answer", "then"), [("Reject", ("success", "skipped", "skipped")), ("Approve", ("success", "success", "success"))]
+    ("answer", "run_is", "then"),
+    [
+        ("Reject", "failed", ("success", "failed", "skipped", "skipped")),
+        ("Approve", "success", ("success", "skipped", "success", "success")),
+    ],
 )
-def test_a_human_is_asked_where_the_run_says_so(airflow, trained, days, answer, then):
+def test_a_human_is_asked_where_the_run_says_so(airflow, trained, days, running, answer, run_is, then):
     run_id = airflow.trigger({"partition": days[-1], "preset": "fast", "approve": True})
     until(lambda: task_states(airflow, run_id)["approve"] == "awaiting_input")
     # Airflow 3.3.2 fails a task that is answered before the scheduler has heard that its worker ended.
@@ -168,11 +172,18 @@ def test_a_human_is_asked_where_the_run_says_so(airflow, trained, days, answer, 
     until(lambda: heard.search((var() / "log/airflow.log").read_text()))
     question = f"dags/spira_training/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
     airflow.call("PATCH", question, {"chosen_options": [answer], "params_input": {}})
-    assert ended(airflow, run_id)["state"] == "success"
+    assert ended(airflow, run_id)["state"] == run_is
     states = task_states(airflow, run_id)
-    assert (states["approve"], states["register"], states["verify"]) == then
+    assert tuple(states[name] for name in ("approve", "rejected", "register", "verify")) == then
     said = airflow.call("GET", question)
     assert (said["chosen_options"], said["responded_by_user"]["name"]) == ([answer], "admin")  # who is on record
+    asked = said["body"]
+    assert "**The gate blessed this model**" in asked
+    assert "None" not in asked
+    assert f"]({running['places']['MLFLOW_TRACKING_URI']}/#/experiments/" in asked
+    if answer == "Reject":
+        assert "rejected by admin" in airflow.log(run_id, "rejected")
+        assert "goes on serving" in airflow.log(run_id, "rejected")
 
 
 def backfill(airflow: Airflow, days: list[str]) -> dict[str, dict]:

@@ -19,7 +19,7 @@ from spira_train.rng import Random
 # v1's experiments: noises in controls, in patients
 V1 = {"3/3": (3, 3), "none": (0, 0), "1/0": (1, 0), "4/3": (4, 3), "2/2": (2, 2)}
 OURS = "ours"
-# config/small.yaml with one ingredient taken away
+# config/default.yaml with one ingredient taken away
 ABLATION: dict[str, dict[str, Any]] = {
     "ours, no clean draws": {"train.noisy_share": 1},
     "ours, no average of weights": {"train.average": 0},
@@ -246,5 +246,6 @@ def by_lake(axes: Axes, of: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
             axes.plot(place + shift + np.linspace(-0.05, 0.05, len(one.seeds)), one.seeds, ".", color=colour, alpha=0.5)
             axes.plot([place + shift] * 2, [one.low, one.high], color=colour, linewidth=2, alpha=0.6)
             axes.plot(place + shift, one.mean, "o", color=colour, markersize=6, label=label)
-    axes.set(xticks=range(len(CONDITIONS)), xticklabels=list(CONDITIONS.values()), ylabel="accuracy, %", ylim=(70, 101))
+    axes.set(xticks=range(len(CONDITIONS)), xticklabels=list(CONDITIONS.values()), ylabel="accuracy, %")
+    axes.set_ylim(top=101)
     axes.legend(frameon=False, loc="lower left")

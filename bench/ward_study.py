@@ -4,9 +4,9 @@
     python -m bench.ward_study --out var/ward-lakes --lakes [--same-devices] [...]
 
 Every patient of this lake lies in a ward, every control is at home, as in SPIRA's first phase. v1's network is trained
-as v1 was, with noise counted by label, and the package's preset `small` as it stands; both answer the same test
-recordings. With `--lakes` v1's recipe and the presets `small` and `ward` are trained once on each of five lakes, whose
-noise tracks, rooms and speakers are all drawn anew; with `--same-devices` the device tells nothing of the class there.
+as v1 was, with noise counted by label, and the package's default recipe as it stands; both answer the same test
+recordings. With `--lakes` v1's recipe and the presets `default` and `ward` are trained once on each of five lakes, with
+noise tracks, rooms and speakers of their own; with `--same-devices` the device tells nothing of the class there.
 Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
 What was reduced, and what came of it: docs/study-ward-noise.md.
 """
@@ -49,7 +49,7 @@ LAKES = (101, 102, 103, 104, 105)
 LAKE = {**CONFOUNDED, "subjects": 900}
 LAKE_SPLIT = {"split.validation": 0.10, "split.test": 0.57}
 EQUAL_LAKES = (201, 202, 203, 204, 205)  # `--same-devices`: patients and controls draw their device alike
-PRESETS = ("small", "ward")  # ours, on the lakes
+PRESETS = ("default", "ward")  # ours, on the lakes
 # Of v1's recipe: 1000 epochs, a window every second, all windows of a file, fresh noise each epoch, warm-up 1000
 REDUCED = {
     "features.step_seconds": 3,
@@ -166,8 +166,8 @@ def rows(quick: Mapping[str, Any]) -> list[Job]:
         Job(f"v1 {name}", "spira_v1", {**REDUCED, **quick}, counts, ANSWERS if name in CURVES else ANSWERS[:2])
         for name, counts in V1.items()
     ]
-    less = [Job(name, "small", {**change, **quick}, conditions=ANSWERS[:2]) for name, change in ABLATION.items()]
-    return [Job(OURS, "small", dict(quick)), *v1, *([] if quick else less)]
+    less = [Job(name, "default", {**change, **quick}, conditions=ANSWERS[:2]) for name, change in ABLATION.items()]
+    return [Job(OURS, "default", dict(quick)), *v1, *([] if quick else less)]
 
 
 def train_row(folder: Path, job: Job, seeds: Sequence[int]) -> None:

@@ -31,7 +31,7 @@ from bench import machine
 from bench.serve.model import LIMITS, recording, serving
 from local.ports import any_free
 from serve.torchserve import BATCH, BATCH_DELAY_MS
-from spira_train import audio, inference
+from spira_train import audio, inference, memory
 from spira_train.store import write_atomic
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +44,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=10.0, help="of load for each row")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     options.add_argument("--audio", type=float, nargs="+", default=[4.0, 10.0], help="seconds of a recording")
-    options.add_argument("--preset", default="small")
+    options.add_argument("--preset", default="default")
     options.add_argument("--json", type=Path, help="keep the rows there")
     chosen = options.parse_args()
     if not shutil.which("wrk"):
@@ -114,8 +114,9 @@ def other_archive(ours: Path, models: Path, name: str) -> Path:
 
 
 def in_process(run: Path, sound: bytes, seconds: float, count: int = 300) -> Row:
-    """The same work without a server: decode, features, network, one thread."""
+    """The same work without a server: decode, features, network, one thread, memory kept as in the handler."""
     torch.set_num_threads(1)
+    memory.keep()
     predictor, times = inference.load(run / "train"), []
     for _ in range(count):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """What other ways of computing an answer would bring: in process, one thread, ours first, every way checked for parity.
 
-    python -m bench.serve.ways [--preset small] [--count 200] [--json FILE]
+    python -m bench.serve.ways [--preset default] [--count 200] [--json FILE]
 
 A way pays where it is faster and its answers stay within 1e-6 of ours, which is what serving promises. ONNX Runtime and
 OpenVINO are measured where they are installed (`make bench-serve` puts them, and this, in its table).
@@ -36,7 +36,7 @@ AUDIO = (4.0, 10.0)  # seconds of a recording
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--preset", default="small")
+    options.add_argument("--preset", default="default")
     options.add_argument("--count", type=int, default=200, help="of passes for each figure")
     options.add_argument("--json", type=Path, help="keep the rows there")
     chosen = options.parse_args()

@@ -257,9 +257,9 @@ def test_the_form_is_typed_bounded_and_explained(load):
     epochs = params.get_param("train.epochs")
     assert epochs.value is None  # as the preset says
     assert epochs.schema["minimum"] == 1
-    assert "Empty: as the preset says (cough 30, default 100" in epochs.description
+    assert "Empty: as the preset says (cough 30, default 60" in epochs.description
     assert "Untouched: as the preset says (cough false" in params.get_param("train_each").description  # a switch
-    assert params.get_param("preset").schema["enum"] == ["cough", "default", "fast", "small", "spira_v1", "ward"]
+    assert params.get_param("preset").schema["enum"] == ["cough", "default", "fast", "spira_v1", "ward"]
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,7 @@ def test_wrong_settings_are_named(load):
     for keep in ("1", "all"):
         with pytest.raises(ValueError, match=f"SPIRA_KEEP is '{keep}'; allowed: how many versions"):
             load(SPIRA_RUNTIME="process", SPIRA_KEEP=keep)
-    with pytest.raises(
-        ValueError, match="SPIRA_PRESET is 'slow'; allowed: cough, default, fast, small, spira_v1, ward"
-    ):
+    with pytest.raises(ValueError, match="SPIRA_PRESET is 'slow'; allowed: cough, default, fast, spira_v1, ward"):
         load(SPIRA_PRESET="slow")
 
 

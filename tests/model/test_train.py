@@ -35,12 +35,12 @@ def test_noam_curve(step, factor):
 
 
 def test_the_reference_preset_is_v1s():
-    """The fields' own defaults are v1's values; `spira_v1.yaml` must name whatever another preset changes."""
+    """The fields' own defaults are v1's values; `spira_v1.yaml` must name whatever `default.yaml` changes."""
     preset = configuration.resolve(configuration.preset_files("spira_v1"), {"partition": "2026-11-03"})
     named = {"noise.variants": 8, "train.epochs": 1000, "train.patience": 0}
     assert preset == configuration.resolve([], named | {"partition": "2026-11-03"})
-    small = configuration.resolve(configuration.preset_files("small"), {"partition": "2026-11-03"})
-    assert small.model.name != preset.model.name
+    default = configuration.resolve(configuration.preset_files("default"), {"partition": "2026-11-03"})
+    assert default.model.name != preset.model.name
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(trained, tmp_path):

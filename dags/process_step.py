@@ -42,6 +42,7 @@ class ProcessStep(BaseOperator):
         self.refusal_is_result = refusal_is_result
         self.tell = tell
         self._process: subprocess.Popen[str] | None = None
+        self._unwanted = False  # told to end before there was a process
 
     def execute(self, context: Any) -> dict[str, Any]:
         command = [self.executable, *spread(self.words)]
@@ -61,6 +62,8 @@ class ProcessStep(BaseOperator):
         except OSError as error:
             raise AirflowFailException(f"SPIRA_TRAIN={self.executable}: cannot be run ({error.strerror})") from None
         self._process = process
+        if self._unwanted:
+            self.on_kill()
         # What outlives its step would hold the log open for ever.
         threading.Thread(target=lambda: (process.wait(), _signal(process, signal.SIGKILL)), daemon=True).start()
         lines: deque[str] = deque(maxlen=TAIL)
@@ -75,7 +78,10 @@ class ProcessStep(BaseOperator):
 
     def on_kill(self) -> None:
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None:
+            self._unwanted = True
+            return
+        if process.poll() is not None:
             return
         self.log.info("stopping the step")
         _signal(process, signal.SIGTERM)

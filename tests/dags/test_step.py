@@ -266,6 +266,15 @@ def test_killing_the_task_kills_the_whole_group(shell, tmp_path):
     assert gone(int((tmp_path / "child").read_text()))
 
 
+def test_a_task_killed_while_its_step_begins_stops_it(shell):
+    from airflow.sdk.exceptions import AirflowException
+
+    task = shell("sleep 20")
+    task.on_kill()  # as a kill that comes while the process is made: it stands, and the task does not know it yet
+    with pytest.raises(AirflowException, match="killed by signal"):
+        run(task, context())
+
+
 def test_a_missing_command_fails_at_once(shell):
     from airflow.sdk.exceptions import AirflowFailException
 

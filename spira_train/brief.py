@@ -1,4 +1,4 @@
-"""What a human reads before he approves: the report's first screen as Markdown, for Airflow's page."""
+"""What a human reads before approving: the report's first screen as Markdown, for Airflow's page."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,7 +24,7 @@ from torchaudio.transforms import MFCC
 
 from bench import machine
 from bench.serve.model import LIMITS, recording, trained
-from spira_train import audio, inference
+from spira_train import audio, inference, memory
 from spira_train import config as configuration
 from spira_train.features import FeatureExtractor, cut
 from spira_train.store import write_atomic
@@ -41,6 +41,7 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="keep the rows there")
     chosen = options.parse_args()
     torch.set_num_threads(1)
+    memory.keep()
     with tempfile.TemporaryDirectory(prefix="spira-bench-") as folder:
         run = trained(Path(folder), chosen.preset)
         rows = list(measure(run, Path(folder), chosen.count))

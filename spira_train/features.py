@@ -6,14 +6,15 @@ from torchaudio.transforms import MFCC
 
 FLOOR = 1e-10  # power that counts as silence, torchaudio's `amin`
 AT_ONCE = 128  # frames in one transform on a processor: what they need stays in its cache and in the allocator's hands
+TOGETHER = 16  # mel bands in one product: each hears a few bins, so that one product of all would mostly add zeros
 RANGE_DB = 80.0  # what is fainter than the loudest point of a window by more counts as no fainter, as in SPIRA v1
 
 
 class FeatureExtractor(nn.Module):
     """MFCC as SPIRA v1 computed them: decibels, floor 80 dB below the loudest point *of each window*.
 
-    Window, mel filters and DCT are torchaudio's. What lies between them is written out, which is 1.7 times as fast:
-    only the samples under the window enter the transform, and the power needs no square root.
+    Window, mel filters and DCT are torchaudio's. What lies between them is written out, which is twice as fast: only
+    the samples under the window enter the transform, the power needs no square root, bands skip what they cannot hear.
 
     >>> FeatureExtractor()(torch.zeros(2, 1, 64_000)).shape
     torch.Size([2, 1, 401, 40])
@@ -40,7 +41,9 @@ class FeatureExtractor(nn.Module):
         spectrogram, scale = torchaudios.MelSpectrogram.spectrogram, torchaudios.MelSpectrogram.mel_scale
         self.n_fft, self.hop, self.reach = n_fft, hop_length, win_length // 2
         self.register_buffer("taper", spectrogram.window, persistent=False)  # (win_length,)
-        self.register_buffer("filters", scale.fb, persistent=False)  # (n_fft / 2 + 1, n_mels)
+        # each bin twice, for the squares of its real and its imaginary part
+        self.register_buffer("filters", scale.fb.repeat_interleave(2, 0), persistent=False)  # (n_fft + 2, n_mels)
+        self.parts = [_heard(self.filters, first, first + TOGETHER) for first in range(0, n_mels, TOGETHER)]
         self.register_buffer("cosines", torchaudios.dct_mat, persistent=False)  # (n_mels, n_mfcc)
 
     def forward(self, windows: Tensor) -> Tensor:
@@ -97,14 +100,19 @@ class FeatureExtractor(nn.Module):
     def _energies(self, frames: Tensor) -> Tensor:
         """(..., win_length) -> (..., n_mels)."""
         spectrum = torch.view_as_real(torch.fft.rfft(frames * self.taper, n=self.n_fft))  # (..., bins, 2)
-        real, imaginary = spectrum.unbind(-1)
-        power = real.square().addcmul_(imaginary, imaginary)  # (..., bins)
-        return power @ self.filters
+        squares = spectrum.square_().flatten(-2)  # (..., 2 bins)
+        return torch.cat([squares[..., bins] @ self.filters[bins, bands] for bins, bands in self.parts], -1)
 
     def _coefficients(self, decibels: Tensor) -> Tensor:
         """(W, frames, n_mels) -> (W, frames, n_mfcc)."""
         floor = decibels.amax((1, 2), keepdim=True) - RANGE_DB
         return torch.maximum(decibels, floor) @ self.cosines
+
+
+def _heard(filters: Tensor, first: int, last: int) -> tuple[slice, slice]:
+    """The rows of filters (bins, bands) that any of its bands from `first` to before `last` hears, and those bands."""
+    rows = filters[:, first:last].any(1).nonzero()[:, 0].tolist() or [0]
+    return slice(rows[0], rows[-1] + 1), slice(first, last)
 
 
 def cut(waveform: Tensor, size: int, step: int) -> Tensor:

@@ -208,15 +208,11 @@ class SpiraBands(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, 1, frames, coefficients) -> logits (B,)."""
-        there = _sound(features)[:, None].to(features.dtype)  # (B, 1, frames)
-        bands = _decibels(features, self.basis).transpose(1, 2)  # (B, bands, frames)
-        mean, spread, _ = (part[:, :, None] for part in _pool(bands, there))  # (B, bands, 1) each
-        plain = (bands - mean.mean(1, keepdim=True)) / 20
-        normal = (bands - mean) / torch.hypot(spread, torch.ones_like(spread))  # a band of less than 1 dB stays small
-        pictures = torch.stack([plain, normal], 1) * there[:, None]  # (B, 2, bands, frames)
-        maps = self.convolutions(pictures.transpose(2, 3))  # (B, 32, frames / 8, bands / 8)
+        there = _sound(features).to(features.dtype)  # (B, frames)
+        pictures = _pictures(_decibels(features, self.basis), there)  # (B, 2, frames, bands)
+        maps = self.convolutions(pictures)  # (B, 32, frames / 8, bands / 8)
         maps = self.time(maps.transpose(2, 3).flatten(1, 2))  # (B, 64, frames / 8)
-        return self.output(torch.cat(_pool(maps, _halved(there, 3)), 1))[:, 0]  # (B,)
+        return self.output(torch.cat(_pool(maps, _halved(there[:, None], 3)), 1))[:, 0]  # (B,)
 
 
 class SpiraShort(nn.Module):
@@ -274,6 +270,21 @@ def _decibels(features: Tensor, basis: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         return features[:, 0] @ basis
+
+
+def _pictures(bands: Tensor, there: Tensor) -> Tensor:
+    """Mel bands (B, frames, bands), less the window's mean level and normalised over it: (B, 2, frames, bands).
+
+    there: (B, frames), 1 where there is sound; elsewhere both pictures are 0. float32, as `_decibels` is.
+    """
+    with torch.autocast(bands.device.type, enabled=False):
+        weights = (there / there.sum(1, keepdim=True))[:, None]  # (B, 1, frames)
+        mean = weights @ bands  # (B, 1, bands)
+        variance = weights @ (bands - mean).square_()  # (B, 1, bands)
+        centre = torch.stack([mean.mean(2, keepdim=True).expand_as(mean), mean], 1)  # (B, 2, 1, bands)
+        least = torch.ones_like(mean)  # a band of less than 1 dB stays small
+        width = torch.stack([20 * least, (variance + least).sqrt()], 1)  # (B, 2, 1, bands)
+        return (bands[:, None] - centre).mul_(1 / width).mul_(there[:, None, :, None])  # (B, 2, frames, bands)
 
 
 def _sound(features: Tensor) -> Tensor:

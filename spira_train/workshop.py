@@ -108,6 +108,7 @@ def audit_gate(
     gate: Annotated[Path, typer.Option(envvar="SPIRA_GATE", help="The gate's limits")] = (
         configuration.CONFIG_DIR / "gate.yaml"
     ),
+    preset: Annotated[str, typer.Option(help="The recipe of the models")] = "default",
     output: Annotated[Path | None, typer.Option(help="Write the table there as well, in Markdown")] = None,
     small: Annotated[bool, typer.Option(help="One honest model instead of ten, and a few bad ones less")] = False,
 ) -> None:
@@ -117,7 +118,7 @@ def audit_gate(
     from spira_train import audit
     from spira_train.gate import read
 
-    cases = audit.run(folder, read(gate), small=small)
+    cases = audit.run(folder, read(gate), preset=preset, small=small)
     table = Table("case", "what was planted", "clean AUC", "the gate", "broken checks", title="audit of the gate")
     for case in cases:
         verdict = "refused" if case.broken else "blessed"

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[audit.Case]:
     plan = gate.read(config.CONFIG_DIR / "gate.yaml")
-    return audit.run(tmp_path_factory.mktemp("audit"), plan, small=True)
+    return audit.run(tmp_path_factory.mktemp("audit"), plan, preset="fast", small=True)
 
 
 def test_every_bad_one_is_refused_for_the_right_reason(cases):

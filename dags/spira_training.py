@@ -15,7 +15,7 @@ night at 03:00 UTC the day before is processed, with the preset that `SPIRA_PRES
 | `verdict` | the gate blessed the model: go on; or it did not: `refused` | |
 | `package` | builds the archive and tries it in a sandbox model server | fails when the sandbox refuses |
 | `approve` | waits for a human, only where the param `approve` is set | a no, or no answer in time: `rejected` |
-| `register` | new version in MLflow, with who approved it, and in TorchServe | publishes the asset `spira/champion` |
+| `register` | new version in MLflow, with who approved it, and in TorchServe | publishes `spira/champion` if promoted |
 | `verify` | golden recordings through the live server; rolls back on any difference | |
 | `rejected` | a human said no, or nobody answered: puts that on record and fails; **the champion goes on serving** | |
 | `refused` | the gate said no. The run fails with the reason; **the champion goes on serving** | |

@@ -80,11 +80,17 @@ def last_result(lines: Iterable[str]) -> dict[str, Any]:
 
 
 def announce(task: Any, context: Any, result: Mapping[str, Any]) -> None:
-    """Publish the task's outlet assets with the step's own facts, and with those of the tasks that `tell` names."""
+    """Publish the task's outlet assets with the step's own facts, and with those of the tasks that `tell` names.
+
+    A version that was only loaded beside the champion changed no asset: nothing is published, and nobody's DAG starts.
+    """
+    said = facts(result)
+    if said.get("champion") not in (None, said.get("version")):
+        task.outlets = []  # Airflow publishes those that the task has when it ends
     partition = context["params"].get("partition")
     for asset in task.outlets:
         event = context["outlet_events"][asset]
-        event.extra = facts(result) | {name: facts(context["ti"].xcom_pull(name)) for name in task.tell}
+        event.extra = said | {name: facts(context["ti"].xcom_pull(name)) for name in task.tell}
         if partition:  # else Airflow stamps the run's own partition key on the event
             event.add_partitions(partition)
 

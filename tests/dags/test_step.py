@@ -296,6 +296,19 @@ def test_assets_carry_the_facts(shell):
     assert added == ["2026-10-01"]
 
 
+def test_a_version_beside_the_champion_publishes_no_champion(shell):
+    from airflow.sdk import Asset
+
+    held = shell(f"echo '{line(summary={'version': '8', 'champion': '7'})}'", outlets=[Asset("spira/champion")])
+    run(held, context())
+    assert held.outlets == []
+    promoted = shell(f"echo '{line(summary={'version': '8', 'champion': '8'})}'", outlets=[Asset("spira/champion")])
+    event = SimpleNamespace(extra={})
+    run(promoted, context(events={promoted.outlets[0]: event}))
+    assert [asset.name for asset in promoted.outlets] == ["spira/champion"]
+    assert event.extra["version"] == "8"
+
+
 def render(dag, task_id: str, values: dict) -> list[str]:
     from step_outcome import spread
 

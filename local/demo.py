@@ -44,7 +44,6 @@ PROBES = {
     "ward_noise_controls": "… controls only",
     "ward_noise_patients": "… patients only",
     "telephone": "telephone",
-    "room_alone": "room alone",
     "baseline_age_sex": "age and sex alone",
 }
 LOOK_SECONDS, PATIENCE_SECONDS = 0.7, 1200.0

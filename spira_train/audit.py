@@ -82,8 +82,14 @@ class Bench:
         rows = [row | {"partition": key} for key in lake.partitions() for row in featurise.manifest(lake, key)]
         test = [row for row in rows if row["split"] == "test"]
         tracks = noise.load(lake, noise.catalogue(lake, salt=config.split.salt, test=config.noise.test), "test")
-        questions = probes.Questions(plan.noise.insertion(), tracks, plan.digest())
-        return cls(lake, config, test, [row for row in rows if row["split"] != "test"], questions)
+        bench = cls(
+            lake,
+            config,
+            test,
+            [row for row in rows if row["split"] != "test"],
+            probes.Questions(plan.noise.insertion(), tracks, plan.digest()),
+        )
+        return replace(bench, questions=replace(bench.questions, voices=probes.voices(test, bench.speech)))
 
     def speech(self, row: Row) -> Signal:
         """A recording (T,)."""

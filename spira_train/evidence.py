@@ -8,7 +8,7 @@ import numpy as np
 
 from spira_train import baseline, probes, slices
 from spira_train.baseline import BASELINES
-from spira_train.metrics import Sample, calibration, gain, interval, means, measure, proportion, shift
+from spira_train.metrics import Sample, calibration, gain, interval, means, measure, proportion, share, shift
 
 Rows = Sequence[Mapping[str, Any]]
 Answers = Mapping[str, Sequence[float]]
@@ -27,6 +27,7 @@ def gather(
     everything = {name: list(values) for name, values in asked.items()}
     if {"clean", "ward_noise"} <= everything.keys():
         everything |= probes.swapped(everything, labels.tolist())
+    everything |= probes.together(asked)
     metrics: dict[str, Any] = {}
     for name in (n for n in probes.NAMES if n in everything):
         with suppress(ValueError):
@@ -50,6 +51,8 @@ def gather(
             metrics[name]["score_shift"] = shift(sample.part(one), clean[one].tolist(), moved.tolist())
     if {"noise_alone", "silence"} <= metrics.keys():
         metrics["noise_alone"]["score_shift"] = shift(sample, everything["silence"], everything["noise_alone"])
+    if "same_voices" in metrics:
+        metrics["same_voices"]["room_share"] = share(sample, everything["clean"], everything["same_voices"])
     outside = np.abs(clean - threshold) >= decision["band"]
     metrics["clean"]["inconclusive"] = proportion(~outside, sample.subjects)
     if outside.any():

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from spira_train import channel, noise
 from spira_train.audio import SAMPLE_RATE
+from spira_train.metrics import log_odds
 from spira_train.progress import track
 from spira_train.rng import Random
 
@@ -24,7 +26,8 @@ FRAME = SAMPLE_RATE // 50  # 20 ms
 GUARD = 3  # frames around speech that count as speech: word ends are soft
 # A frame is speech above this part of the way, in dB, from the pauses (10th percentile) to loud speech (95th).
 SPEECH = 0.35
-SHORTEST_ROOM = 0.3  # seconds of pauses that are needed; where there are fewer, the quietest frames are taken
+VOICES = 2  # of each class, which speak in everybody's room: those with the least room of their own about them
+ROOM = 0.25  # seconds of a recording that stand for its room: the quietest ones, as many for those who hardly pause
 SPECTRUM = 512  # samples a frame, 32 ms: fine enough for a voice's colour, too coarse for its pitch
 AHEAD = 4  # recordings prepared in advance: bounds memory
 SNRS = (20, 10, 5, 0)  # dB
@@ -45,7 +48,7 @@ NAMES = {
     "opus": "Through Opus, as messengers send it",
     "reversed": "Played backwards",
     "speech_removed": "Speech turned to noise, pauses kept",
-    "room_alone": "The room alone: pauses joined, speech cut out",
+    "same_voices": "The same few voices in everyone's room",
     "noise_alone": "Ward noise alone",
     "silence": "Silence alone",
 }
@@ -56,12 +59,14 @@ class Questions:
     """What the gate asks.
 
     law: of the noise that it inserts (`NoiseConfig.insertion`); tracks: noise that training never heard; seed: the
-    gate's digest, since a run's own seed would ask each model something else.
+    gate's digest, since a run's own seed would ask each model something else; voices: recordings, each (T,), that are
+    put in everybody's room (`voices`).
     """
 
     law: Mapping[str, Any]
     tracks: Sequence[noise.Signal]
     seed: str
+    voices: Sequence[Signal] = ()
 
     def ward(self, speech: Signal, recording: str) -> Signal:
         """The ward noise that is added to a recording, (T,): it depends on its digest, never on its label."""
@@ -76,6 +81,9 @@ class Questions:
         recording = row["recording"]
         ward, spoken = self.ward(speech, recording), speaking(speech)  # (T,), (T,)
         dither = self.random.stream("silence", recording).uniform(-SILENCE_PEAK, SILENCE_PEAK, len(speech))
+        room, level = quietest(speech), loudness(speech)  # (250 ms,), a number
+        visits = [voice * np.float32(level / loudness(voice)) for voice in self.voices]  # (T',) each
+        around = self.random.stream("room", recording)
         return {
             "clean": self.put("clean", speech, row),
             "ward_noise": self.put("ward_noise", speech, row),
@@ -88,7 +96,7 @@ class Questions:
             "opus": channel.opus(speech),
             "reversed": speech[::-1],
             "speech_removed": voiceless(speech, spoken, self.random.stream("voiceless", recording)),
-            "room_alone": room(speech, spoken, self.random.stream("room", recording)),
+            **{f"voice_{i}": visit + noise.tile(room, len(visit), around) for i, visit in enumerate(visits)},
             "noise_alone": ward,
             "silence": dither.astype(np.float32),
         }
@@ -134,6 +142,12 @@ def swapped(answers: Mapping[str, Sequence[float]], labels: Sequence[int]) -> di
     }
 
 
+def together(answers: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """`same_voices`: the answers to the voices in one room as one, the mean of their log-odds; none without voices."""
+    heard = [log_odds(values) for name, values in answers.items() if name.startswith("voice_")]
+    return {"same_voices": expit(np.mean(heard, 0)).tolist()} if heard else {}
+
+
 def speaking(signal: Signal) -> NDArray[np.bool_]:
     """Where somebody speaks, (T,), by the energy of 20 ms frames between the recording's pauses and its loud speech."""
     frames = signal[: len(signal) // FRAME * FRAME].reshape(-1, FRAME)  # (F, 320)
@@ -164,14 +178,24 @@ def voiceless(signal: Signal, spoken: NDArray[np.bool_], rng: np.random.Generato
     return np.where(spoken, sound, signal).astype(np.float32)
 
 
-def room(signal: Signal, spoken: NDArray[np.bool_], rng: np.random.Generator) -> Signal:
-    """What is heard of the room, (T,): the pauses joined and looped to the recording's length.
+def quietest(signal: Signal) -> Signal:
+    """The quietest stretch of a recording (T,), (250 ms,) or the whole of a shorter one: what is heard of its room.
 
-    Their number and length, a sign of the disease, are lost; what is left of the two classes is where they were.
+    Pauses joined would be longer for those who pause, and whoever hears that hears the disease.
     """
-    silent = signal[~spoken]  # (P,)
-    if len(silent) < SHORTEST_ROOM * SAMPLE_RATE:
-        energy = np.convolve(np.square(signal), np.ones(FRAME) / FRAME, "same")  # (T,)
-        quietest = np.sort(np.argsort(energy, kind="stable")[: int(SHORTEST_ROOM * SAMPLE_RATE)])
-        silent = signal[quietest]  # (P,)
-    return noise.tile(silent, len(signal), rng)  # (T,)
+    length = min(len(signal), round(ROOM * SAMPLE_RATE))
+    energy = np.cumsum(np.concatenate([[0.0], np.square(signal, dtype=np.float64)]))  # (T + 1,)
+    start = int(np.argmin(energy[length:] - energy[:-length]))
+    return signal[start : start + length]
+
+
+def loudness(signal: Signal) -> float:
+    """Root mean square of the speech in a recording (T,), never 0."""
+    voice = signal[speaking(signal)]  # (S,)
+    return max(float(np.sqrt(np.square(voice).mean())), SILENCE_PEAK) if len(voice) else SILENCE_PEAK
+
+
+def voices(rows: Sequence[Mapping[str, Any]], speech: Callable[[Mapping[str, Any]], Signal]) -> list[Signal]:
+    """The recordings that speak in everybody's room: of each class those of `rows` with the least noise, each (T,)."""
+    clearest = sorted(rows, key=lambda row: (-row["snr_db"], row["recording"]))
+    return [speech(row) for label in (0, 1) for row in [one for one in clearest if one["label"] == label][:VOICES]]

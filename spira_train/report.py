@@ -16,7 +16,7 @@ GROUPS = {
     "The patient": ("clean",),
     "The ward": tuple(name for name in probes.NAMES if name.startswith("ward_noise")),
     "The device, the line, the level": ("quiet", "loud", "device", "telephone", "mp3", "opus"),
-    "Without the speech": ("reversed", "speech_removed", "room_alone", "noise_alone", "silence"),
+    "The room, the words, nobody": ("same_voices", "reversed", "speech_removed", "noise_alone", "silence"),
     "Without listening": tuple(f"baseline_{name}" for name in baseline.NAMES),
     "Calibration": ("calibration",),
 }
@@ -34,6 +34,7 @@ METRICS = {
     "auc": ("AUC", "patients and controls are told apart too poorly"),
     "accuracy_drop": ("drop of accuracy", "too many answers that were right turn wrong"),
     "score_shift": ("shift of the answers", "the answers move too far"),
+    "room_share": ("share of what parts the classes", "the room gives the class away"),
     "inconclusive": ("share of inconclusive answers", "too many answers are “inconclusive”"),
     "conclusive_accuracy": ("accuracy of conclusive answers", "too few conclusive answers are right"),
     "gain": ("AUC gained by listening", "listening adds too little to it"),

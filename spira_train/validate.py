@@ -90,7 +90,9 @@ def run(
             return as_float(from_flac(lake.read("audio", row["partition"], row["file"])))  # (T,)
 
         # the gate's noise must not follow a run's seed: every model is asked the same questions
-        questions = probes.Questions(plan.noise.insertion(), noise.load(lake, tracks, "test"), plan.digest())
+        questions = probes.Questions(
+            plan.noise.insertion(), noise.load(lake, tracks, "test"), plan.digest(), probes.voices(rows, speech)
+        )
         asked = probes.ask(lambda _, waves: predictor.calibrated(waves), rows, speech, questions)
         labels, subjects = [row["label"] for row in rows], [row["subject"] for row in rows]
         sample = Sample.of(labels, subjects, config.validation.bootstrap, Random(config.seed).stream("bootstrap"))

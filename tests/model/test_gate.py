@@ -35,8 +35,10 @@ RIGHT = np.concatenate([np.linspace(0.01, 0.15, 20), np.linspace(0.85, 0.99, 20)
 def found(rows=ROWS, **changed):
     """Evidence of an honest model, some of whose answers are `changed`."""
     alone = np.random.default_rng(0).uniform(0.3, 0.7, 40).tolist()  # nobody speaks: the answer follows no label
-    speechless = ("room_alone", "noise_alone", "silence")
-    asked = {name: alone if name in speechless else RIGHT for name in NAMES if not name.startswith("ward_noise_")}
+    speechless = ("noise_alone", "silence")
+    made = ("ward_noise_", "same_voices")
+    asked = {name: alone if name in speechless else RIGHT for name in NAMES if not name.startswith(made)}
+    asked |= {"voice_0": alone, "voice_1": [0.5] * 40}
     asked |= {f"ward_noise_{snr}db": RIGHT for snr in (20, 10, 5, 0)}
     sample = Sample.of([r["label"] for r in rows], [r["subject"] for r in rows], 200, np.random.default_rng(0))
     least = PLAN.slices.min_per_class
@@ -62,8 +64,10 @@ def test_noise_that_hides_patients_is_refused():
     assert {"ward_noise_patients accuracy_drop", "ward_noise_patients score_shift"} <= {*reasons}
 
 
-def test_who_hears_the_class_in_an_empty_room_is_refused():
-    assert broken(found(room_alone=RIGHT)) == ["room_alone auc"]
+def test_who_calls_the_same_voice_a_patient_in_a_patients_room_is_refused():
+    assert broken(found(voice_0=RIGHT, voice_1=RIGHT)) == ["same_voices room_share"]
+    a_little = [0.49 if row["label"] == 0 else 0.51 for row in ROWS]
+    assert broken(found(voice_0=a_little, voice_1=a_little)) == []  # always told apart, but by next to nothing
 
 
 @pytest.mark.parametrize("probe", ["quiet", "loud", "device", "telephone", "mp3", "opus"])
@@ -144,7 +148,7 @@ def test_small_test_set_is_a_refusal():
 
 
 def test_nan_weights_leave_no_metrics():
-    nothing = dict.fromkeys(NAMES, [float("nan")] * 40)
+    nothing = dict.fromkeys([*NAMES, "voice_0", "voice_1"], [float("nan")] * 40)
     assert found(**nothing)["metrics"] == {}
 
 

@@ -12,7 +12,8 @@ RATE = 16_000
 RNG = np.random.default_rng(0)
 TRACKS = [RNG.standard_normal(RATE * 3).astype(np.float32) * 0.1 for _ in range(3)]
 LAW = NoiseConfig(inserts=1).insertion()
-QUESTIONS = probes.Questions(LAW, TRACKS, "0123456789abcdef")
+VOICES = [0.1 * RNG.standard_normal(RATE * seconds).astype(np.float32) for seconds in (1, 2)]
+QUESTIONS = probes.Questions(LAW, TRACKS, "0123456789abcdef", VOICES)
 
 
 def recording(seconds=3.0, room=0.001, seed=1):
@@ -31,9 +32,10 @@ def row(name="a1"):
 def test_every_probe_has_a_name_and_the_length_of_the_recording():
     signal, _ = recording()
     variants = QUESTIONS.variants(signal, row())
-    assert set(variants) | {"ward_noise_controls", "ward_noise_patients"} == set(probes.NAMES)
+    made = {"ward_noise_controls", "ward_noise_patients", "same_voices"}  # of answers to others
+    assert set(variants) - {"voice_0", "voice_1"} | made == set(probes.NAMES)
     for name, variant in variants.items():
-        assert variant.shape == signal.shape, name
+        assert variant.shape == (VOICES[int(name[-1])].shape if name.startswith("voice_") else signal.shape), name
         assert variant.dtype == np.float32, name
         assert np.isfinite(variant).all(), name
 
@@ -64,8 +66,6 @@ def test_speech_is_found_and_taken_away():
     removed = QUESTIONS.variants(signal, row())["speech_removed"]
     np.testing.assert_array_equal(removed[~spoken], signal[~spoken])  # the pauses as they were
     assert abs(np.corrcoef(removed[speaks], signal[speaks])[0, 1]) < 0.1
-    alone = QUESTIONS.variants(signal, row())["room_alone"]
-    assert np.abs(alone).max() < 0.05
 
 
 def test_a_voice_turned_to_noise_keeps_its_level_and_colour_and_loses_its_pitch():
@@ -83,17 +83,36 @@ def test_a_voice_turned_to_noise_keeps_its_level_and_colour_and_loses_its_pitch(
     assert after.max() / after.sum() < 0.05 < before.max() / before.sum()  # no line stands out
 
 
-def test_the_room_alone_keeps_the_room_and_loses_the_pauses():
-    quiet, loud = (recording(room=level)[0] for level in (0.001, 0.02))
-    levels = [float(np.abs(QUESTIONS.variants(signal, row())["room_alone"]).mean()) for signal in (quiet, loud)]
-    assert levels[1] > 10 * levels[0]
+def test_the_same_voices_stand_in_everybodys_room():
+    """Nothing of who was recorded, nor how long they paused, but how loud their room is beside them."""
+    quiet, loud, longer = (recording(seconds, room)[0] for seconds, room in ((3, 0.001), (3, 0.02), (9, 0.02)))
+    variants = [QUESTIONS.variants(signal, row()) for signal in (quiet, loud, longer)]
+    for number, voice in enumerate(VOICES):
+        heard = [each[f"voice_{number}"] for each in variants]
+        level = probes.loudness(quiet) / probes.loudness(voice)
+        rooms = [one - level * voice for one in heard]
+        assert [len(one) for one in heard] == 3 * [len(voice)]
+        assert [float(room.std()) for room in rooms] == pytest.approx([0.001, 0.02, 0.02], rel=0.15)
+        assert np.abs(np.corrcoef(rooms[1], voice)[0, 1]) < 0.1
+
+
+def test_the_voices_are_each_class_s_clearest():
+    rows = [{"recording": f"{n}", "label": n % 2, "snr_db": float(snr)} for n, snr in enumerate((9, 5, 30, 1, 20, 40))]
+    assert probes.voices(rows, lambda one: one["recording"]) == ["2", "4", "5", "1"]
+    assert probes.voices(rows[:1], lambda one: one["recording"]) == ["0"]
+
+
+def test_the_answers_to_the_voices_in_one_room_become_one():
+    answers = {"clean": [0.5, 0.5], "voice_0": [0.9, 1.0], "voice_1": [0.1, 0.5]}
+    assert probes.together(answers)["same_voices"] == pytest.approx([0.5, 0.999], abs=1e-4)  # 1 counts as 1 - 1e-6
+    assert probes.together({"clean": [0.5]}) == {}
 
 
 @pytest.mark.parametrize("signal", [np.zeros(RATE, np.float32), np.full(RATE // 2, 0.1, np.float32)])
 def test_odd_recordings_are_asked_as_well(signal):
     for name, variant in QUESTIONS.variants(signal, row()).items():
         assert np.isfinite(variant).all(), name
-        assert len(variant) == len(signal), name
+        assert name.startswith("voice_") or len(variant) == len(signal), name
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=20))

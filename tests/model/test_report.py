@@ -28,7 +28,13 @@ GATE = gate.Gate.model_validate(
             {"probe": "clean", "metric": "specificity", "min": 0.6, "why": "controls are people too"},
             {"probe": "clean", "metric": "auc", "bound": "low", "min": 0.6, "why": "beyond chance"},
             {"probe": "ward_noise", "metric": "accuracy_drop", "max": 0.3, "why": "a ward is no patient"},
-            {"probe": "room_alone", "metric": "auc", "bound": "low", "max": 0.6, "why": "the room must be silent"},
+            {
+                "probe": "same_voices",
+                "metric": "room_share",
+                "bound": "low",
+                "max": 0.1,
+                "why": "the room must be silent",
+            },
             {"probe": "baseline_age_sex", "metric": "gain", "min": 0.01, "why": "listen"},
             {"probe": "calibration", "metric": "ece", "bound": "low", "max": 0.3, "why": "8 of 10"},
         ],
@@ -68,9 +74,9 @@ def made(strict: bool, rival: bool, simulated: bool, size: int = 40) -> dict[str
     def answers(hearing: float) -> list[float]:
         return np.clip(0.5 + hearing * (labels - 0.5) + rng.normal(0, 0.15, size), 0.01, 0.99).tolist()
 
-    hearing = {"clean": 0.5, "room_alone": 0.0, "silence": 0.0, "noise_alone": 0.0, "speech_removed": 0.1}
+    hearing = {"clean": 0.5, "silence": 0.0, "noise_alone": 0.0, "speech_removed": 0.1}
     asked = {name: answers(hearing.get(name, 0.4)) for name in probes.NAMES if "noise_" not in name[4:] or "db" in name}
-    asked |= {"noise_alone": answers(0)}
+    asked |= {"noise_alone": answers(0), "voice_0": answers(0), "voice_1": answers(0)}
     asked["clean"] = [
         min(0.99, p + 0.15) for p in asked["clean"]
     ]  # patients are named more often than controls cleared
@@ -123,9 +129,10 @@ def judged(limits: gate.Gate, found: dict[str, Any], per_class: dict[str, int]) 
 def stricter() -> gate.Gate:
     changed = GATE.model_dump()
     changed["limits"][0] |= {"min": 2}
-    changed["limits"][3] |= {"max": 0.1}
+    changed["limits"][3] |= {"max": -1}
     changed["limits"].append({"probe": "opus", "metric": "loudness", "max": 1, "why": "nobody measures it"})
     changed["limits"].append({"probe": "mp3", "metric": "score_shift", "max": 1, "why": "nor this"})
+    changed["limits"].append({"probe": "silence", "metric": "auc", "max": -1, "why": "nobody speaks"})
     return gate.Gate.model_validate(changed)
 
 
@@ -170,15 +177,16 @@ def test_who_was_heard_in_training_is_not_called_unheard() -> None:
 def test_a_refusal_gives_each_reason_in_plain_words_with_its_limit_and_why() -> None:
     given = inputs(strict=True)
     first = words(report.render(**given)).split("Probes and limits")[0]
-    assert len(given["verdict"]["reasons"]) == 4
+    assert len(given["verdict"]["reasons"]) == 5
     assert "Refused: it may not be served" in first
     assert "may be served" not in first
-    assert "The model broke 4 of the" in first
+    assert "The model broke 5 of the" in first
     assert re.search(
         r"As recorded: too many controls are taken for patients\. Specificity is [\d.]+, at least 2 is", first
     )
     assert "Why it matters: controls are people too" in first
     assert "told apart where nothing of the patient is left" in first
+    assert probes.NAMES["same_voices"] + ": the room gives the class away" in first
     assert probes.NAMES["mp3"] + ": shift of the answers could not be measured" in first
     assert "opus loudness is missing" in first, "a limit on what is unknown is shown as it stands"
 
@@ -190,7 +198,7 @@ def test_every_check_of_the_gate_is_on_the_page() -> None:
     for check in kept:
         assert report.plain(check)["short"] in words(html), check["subject"]
     table = html[html.index('id="probes"') : html.index('id="figures"')]
-    assert table.count("<b>broken</b>") == 4
+    assert table.count("<b>broken</b>") == 5
     assert "no limit: shown only" in table
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import psutil
 import requests
 import torch
 
@@ -163,7 +164,9 @@ def litserve(run: Path) -> Iterator[str]:
                 time.sleep(0.3)
             yield f"{url}/predict"
         finally:
-            process.terminate()
+            # its workers outlive it
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
 
 
 if __name__ == "__main__":

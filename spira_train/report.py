@@ -34,7 +34,7 @@ METRICS = {
     "auc": ("AUC", "patients and controls are told apart too poorly"),
     "accuracy_drop": ("drop of accuracy", "too many answers that were right turn wrong"),
     "score_shift": ("shift of the answers", "the answers move too far"),
-    "room_share": ("share of what parts the classes", "the room gives the class away"),
+    "room_share": ("the room's share of what parts the classes", "the room gives the class away"),
     "inconclusive": ("share of inconclusive answers", "too many answers are “inconclusive”"),
     "conclusive_accuracy": ("accuracy of conclusive answers", "too few conclusive answers are right"),
     "gain": ("AUC gained by listening", "listening adds too little to it"),

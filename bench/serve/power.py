@@ -27,7 +27,7 @@ from spira_train import register
 from spira_train.registry import CHAMPION, Registry
 from spira_train.rng import Random
 
-LATEST = 2.5  # seconds after which the command has ended
+LATEST = 5.0  # seconds after which the command, which loads the other version first, has ended
 
 
 def main() -> None:
@@ -39,11 +39,13 @@ def main() -> None:
         with serving(folder, "fast") as it:
             run = trained(folder / "second", "fast", seed=43, mlflow=it.mlflow)
             where = {"models": it.models, "mlflow": it.mlflow, "server": it.server}
+            first = torchserve.status(it.server)["default"]
             register.run(run=run, config=configuration.load(run), **where)
+            versions = {first, torchserve.status(it.server)["default"]}
             sound, moments = recording(it.run, 4), Random(0).stream("power").uniform(0, LATEST, chosen.cuts)
             rows = []
             for moment in moments:
-                it, row = cut(it, sound, float(moment))
+                it, row = cut(it, versions, sound, float(moment))
                 rows.append(row)
     finally:
         shutil.rmtree(folder)
@@ -53,10 +55,13 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def cut(it: Serving, sound: bytes, moment: float) -> tuple[Serving, tuple[str, ...]]:
+def cut(it: Serving, versions: set[str], sound: bytes, moment: float) -> tuple[Serving, tuple[str, ...]]:
     """Kill everything `moment` seconds into a rollback, start again; what runs then, and which version answers when."""
     before = served(it, sound)
-    rollback = subprocess.Popen(command(it, "rollback"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (to,) = versions - {before}
+    rollback = subprocess.Popen(
+        [*command(it, "rollback"), "--to", to], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     time.sleep(moment)
     victims = [rollback.pid, *stack.members()]
     for pid in victims:

@@ -18,12 +18,17 @@ Numbers = Sequence[float] | NDArray[Any]
 COLDEST, HOTTEST = 0.2, 20.0  # temperatures beyond are the optimiser's escape from a validation split without errors
 
 
+def log_odds(probabilities: Numbers) -> NDArray[np.float64]:
+    """ln p / (1 - p) of probabilities (R,); 0 and 1 are taken as `EDGE` from where they are."""
+    return np.asarray(logit(np.clip(probabilities, EDGE, 1 - EDGE)))
+
+
 def temperature(labels: Numbers, probabilities: Numbers) -> float:
     """The temperature that makes `probabilities` (R,) most likely for `labels` (R,) (Guo et al., 2017).
 
     Above 1 where the network is too sure of itself.
     """
-    y, z = np.asarray(labels, int), logit(np.clip(probabilities, EDGE, 1 - EDGE))
+    y, z = np.asarray(labels, int), log_odds(probabilities)
 
     def loss(log_t: float) -> float:
         return float(log_loss(y, expit(z / np.exp(log_t)), labels=[0, 1]))
@@ -34,7 +39,7 @@ def temperature(labels: Numbers, probabilities: Numbers) -> float:
 
 def calibrated(probabilities: Numbers, temperature: float) -> NDArray[np.float64]:
     """`probabilities` (R,) with their log-odds divided by `temperature`; 0.5 stays where it is."""
-    return np.asarray(expit(logit(np.clip(probabilities, EDGE, 1 - EDGE)) / temperature))
+    return np.asarray(expit(log_odds(probabilities) / temperature))
 
 
 def band(

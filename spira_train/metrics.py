@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from spira_train.inference import EDGE
+from spira_train.calibration import log_odds
 
 CONFIDENCE = 0.95
 Z = 1.959964  # the standard normal's 97.5th percentile
@@ -135,11 +134,6 @@ def share(sample: Sample, whole: Sequence[float], part: Sequence[float]) -> Inte
     of_whole, of_part = (_parted(sample, log_odds(_numbers(p))) for p in (whole, part))  # (1 + D,) each
     shares = np.where(of_whole > 0, of_part / np.maximum(of_whole, 1e-9), 1.0)
     return interval(float(shares[0]), shares[1:])
-
-
-def log_odds(probabilities: Sequence[float] | Array) -> Array:
-    """ln p / (1 - p) of probabilities (R,), 0 and 1 taken as 1e-6 from where they are."""
-    return np.asarray(logit(np.clip(probabilities, EDGE, 1 - EDGE)))
 
 
 def mcnemar(ours: Array, theirs: Array) -> float:

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from spira_train import channel, noise
 from spira_train.audio import SAMPLE_RATE
-from spira_train.metrics import log_odds
+from spira_train.calibration import log_odds
 from spira_train.progress import track
 from spira_train.rng import Random
 

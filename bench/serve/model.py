@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ def serving(folder: Path, preset: str) -> Iterator[Serving]:
         yield Serving(run, server, models, mlflow, running["gateway"], key)
     finally:
         stack.down()
+
+
+def command(it: Serving, name: str, *words: str) -> list[str]:
+    """`spira-train NAME WORDS` on what runs, as people type it."""
+    places = {"models": it.models, "mlflow": it.mlflow, "keys": it.server.keys}
+    places |= {"inference": it.server.inference, "management": it.server.management}
+    flags = [word for flag, place in places.items() for word in (f"--{flag}", str(place))]
+    return [str(Path(sys.executable).with_name("spira-train")), name, *words, *flags]
 
 
 def trained(folder: Path, preset: str, *, seed: int = 42, mlflow: str = "") -> Path:

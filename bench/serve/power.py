@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import machine
-from bench.serve.model import Serving, recording, serving, trained
+from bench.serve.model import Serving, command, recording, serving, trained
 from local import stack
 from serve import torchserve
 from serve.torchserve import Server
@@ -59,9 +58,8 @@ def cut(it: Serving, versions: set[str], sound: bytes, moment: float) -> tuple[S
     """Kill everything `moment` seconds into a rollback, start again; what runs then, and which version answers when."""
     before = served(it, sound)
     (to,) = versions - {before}
-    rollback = subprocess.Popen(
-        [*command(it, "rollback"), "--to", to], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    words = command(it, "rollback", "--to", to)
+    rollback = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(moment)
     victims = [rollback.pid, *stack.members()]
     for pid in victims:
@@ -81,13 +79,6 @@ def cut(it: Serving, versions: set[str], sound: bytes, moment: float) -> tuple[S
     registry = Registry(it.mlflow)
     champion = registry.versions()[registry.aliases()[CHAMPION]].tags["version"]
     return it, (f"{moment:.1f}", before, after, served(it, sound), champion, f"{took:.0f}")
-
-
-def command(it: Serving, name: str) -> list[str]:
-    """`spira-train NAME` on the stack."""
-    words = [str(Path(sys.executable).with_name("spira-train")), name, "--models", str(it.models)]
-    words += ["--mlflow", it.mlflow, "--keys", str(it.server.keys)]
-    return [*words, "--inference", it.server.inference, "--management", it.server.management]
 
 
 def served(it: Serving, sound: bytes) -> str:

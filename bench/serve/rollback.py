@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.serve.__main__ import load
-from bench.serve.model import recording, serving, trained
+from bench.serve.model import Serving, command, recording, serving, trained
 from serve import torchserve
 from spira_train import config as configuration
 from spira_train import register
@@ -62,7 +61,7 @@ def measure(folder: Path, requests: int, clients: int) -> tuple[list[tuple[str, 
         caller, rows, to = threading.Thread(target=ask), [], first
         caller.start()
         while not stop.is_set():
-            rows.append(change(it.mlflow, it.models, it.server, to, sound))
+            rows.append(change(it, to, sound))
             to = second if to == first else first
             stop.wait(5)
         caller.join()
@@ -70,14 +69,12 @@ def measure(folder: Path, requests: int, clients: int) -> tuple[list[tuple[str, 
     return rows, answered, sum(one["refused"] + one["failed"] for one in found)
 
 
-def change(mlflow: str, models: Path, server: torchserve.Server, to: str, sound: bytes) -> tuple[str, str, str]:
+def change(it: Serving, to: str, sound: bytes) -> tuple[str, str, str]:
     """Run the command, and watch from when on the other version answers."""
-    command = [str(Path(sys.executable).with_name("spira-train")), "rollback", "--to", to, "--models", str(models)]
-    command += ["--mlflow", mlflow, "--keys", str(server.keys)]
-    command += ["--inference", server.inference, "--management", server.management]
+    words = command(it, "rollback", "--to", to)
     started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ.copy()) as process:
-        while torchserve.predict(server, sound).json()["model"]["version"] != to:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ.copy()) as process:
+        while torchserve.predict(it.server, sound).json()["model"]["version"] != to:
             if process.poll():
                 raise SystemExit(process.communicate()[0].decode())
         answered = time.perf_counter() - started

@@ -19,16 +19,18 @@ from spira_train.rng import Random
 # v1's experiments: noises in controls, in patients
 V1 = {"3/3": (3, 3), "none": (0, 0), "1/0": (1, 0), "4/3": (4, 3), "2/2": (2, 2)}
 OURS = "ours"
-# config/default.yaml with one ingredient taken away
+DEFAULT = "default"
+# config/default.yaml with one ingredient taken away, or with one that it does without
 ABLATION: dict[str, dict[str, Any]] = {
-    "ours, no clean draws": {"train.noisy_share": 1},
-    "ours, no average of weights": {"train.average": 0},
-    "ours, no time masks": {"train.time_masks": 0},
-    "ours, v1's noise law (3 crops by peak)": {"noise.law": "peak", "noise.vary": False},
-    "ours, no devices": {"noise.channel": 0},
-    "ours, no noise": {"noise.variants": 0},
-    "ours, network spira_small": {"model.name": "spira_small"},
-    "ours, v1's features": {
+    "no clean draws": {"train.noisy_share": 1},
+    "no average of weights": {"train.average": 0},
+    "no time masks": {"train.time_masks": 0},
+    "mixup 0.2": {"train.mixup": 0.2},
+    "network spira_small": {"model.name": "spira_small"},
+    "3 crops, by peak": {"noise.law": "peak", "noise.vary": False},
+    "no devices": {"noise.channel": 0},
+    "no noise": {"noise.variants": 0},
+    "v1's features": {
         "features.window_seconds": 4, "features.step_seconds": 1, "features.n_mels": 40, "features.n_mfcc": 40,
         "features.n_fft": 1200, "features.win_length": 400, "features.hop_length": 160,
     },
@@ -117,11 +119,17 @@ def across(
     return Accuracy(each, float(np.mean(each)), low, high)
 
 
-def lakes_report(folder: Path, figure: Path) -> str:
-    """Draw the figure of `--lakes` and return its tables; all from the results.jsonl of each lake's folder."""
+def by_recipe(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The finished trainings of `--lakes`: a recipe's name -> a line a lake; names and lakes in order."""
     found = [line for place in sorted(folder.iterdir()) if place.is_dir() for line in read(place)]
     names = sorted({line["name"] for line in found})
-    of = {name: sorted((x for x in found if x["name"] == name), key=lambda x: x["seed"]) for name in names}
+    return {name: sorted((x for x in found if x["name"] == name), key=lambda x: x["seed"]) for name in names}
+
+
+def lakes_report(folder: Path, figure: Path) -> str:
+    """Draw the figure of `--lakes` and return its tables; all from the results.jsonl of each lake's folder."""
+    of = {name: lines for name, lines in by_recipe(folder).items() if name not in ABLATION}
+    names, found = list(of), [line for lines in of.values() for line in lines]
     conditions = {**CONDITIONS, **{name: name for name in ANSWERS[2:]}}
     text = ["| recipe | parameters | lakes | " + " | ".join(conditions.values()) + " |",
             "|---|" + "---|" * (len(conditions) + 2)]  # fmt: skip
@@ -146,6 +154,39 @@ def lakes_report(folder: Path, figure: Path) -> str:
     figure.parent.mkdir(parents=True, exist_ok=True)
     draw(figure, lambda axes: by_lake(axes, of))
     return "\n".join(text)
+
+
+def ablation_report(folder: Path, figure: Path) -> str:
+    """Draw the figure of `--ablation` and return its table: each changed recipe, how far ahead of the default it is."""
+    of = by_recipe(folder)
+    whole = {line["seed"]: line for line in of[DEFAULT]}
+    heads = " | ".join(f"{condition}, and less the default" for condition in CONDITIONS.values())
+    text = [f"| the default with | lakes | {heads} |", "|---|" + "---|" * (len(CONDITIONS) + 1)]
+    ahead: dict[str, dict[str, Accuracy]] = {}
+    for name in (n for n in ABLATION if n in of):
+        mine = [line for line in of[name] if line["seed"] in whole]
+        theirs = [whole[line["seed"]] for line in mine]
+        ahead[name] = {c: across(mine, c, theirs) for c in CONDITIONS}
+        cells = [f"{across(mine, c).mean:.1f}, {gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
+                 for c, gap in ahead[name].items()]  # fmt: skip
+        text.append("| " + " | ".join([name, str(len(mine)), *cells]) + " |")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    draw(figure, lambda axes: differences(axes, ahead))
+    return "\n".join(text)
+
+
+def differences(axes: Axes, ahead: Mapping[str, Mapping[str, Accuracy]]) -> None:
+    """How far each changed recipe is ahead of the default: its interval and each lake."""
+    for place, (name, colour) in enumerate(zip(CONDITIONS, (CONTROL, QUIET, PATIENT), strict=True)):
+        for y, one in enumerate(row[name] for row in ahead.values()):
+            height = y + 0.22 * (place - 1)
+            axes.plot([one.low, one.high], [height] * 2, color=colour, linewidth=2, alpha=0.6)
+            axes.plot(one.seeds, [height] * len(one.seeds), ".", color=colour, alpha=0.4, markersize=4)
+            axes.plot(one.mean, height, "o", color=colour, markersize=5, label=None if y else CONDITIONS[name])
+    axes.axvline(0, color=QUIET, linewidth=1, linestyle=":")
+    axes.set(yticks=range(len(ahead)), yticklabels=list(ahead), xlabel="accuracy less the default's, points")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
 
 
 def _both(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> set[int]:

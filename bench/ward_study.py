@@ -1,12 +1,13 @@
 """SPIRA's finding, again, on a simulated lake: without ward noise in training, a model learns the ward.
 
     python -m bench.ward_study --out var/ward-study [--only-report] [--pictures docs/pictures]
-    python -m bench.ward_study --out var/ward-lakes --lakes [--same-devices] [...]
+    python -m bench.ward_study --out var/ward-lakes --lakes [--same-devices] [--ablation] [...]
 
 Every patient of this lake lies in a ward, every control is at home, as in SPIRA's first phase. v1's network is trained
 as v1 was, with noise counted by label, and the package's default recipe as it stands; both answer the same test
 recordings. With `--lakes` v1's recipe and the presets `default` and `ward` are trained once on each of five lakes, with
-noise tracks, rooms and speakers of their own; with `--same-devices` the device tells nothing of the class there.
+noise tracks, rooms and speakers of their own; with `--same-devices` the device tells nothing of the class there, with
+`--ablation` the default recipe is trained there too with one ingredient less, for each ingredient.
 Each finished training is one line of OUT/results.jsonl; table and figures are made from that file alone.
 What was reduced, and what came of it: docs/study-ward-noise.md.
 """
@@ -26,7 +27,19 @@ import numpy as np
 import torch
 
 from bench import machine
-from bench.ward_report import ABLATION, ANSWERS, CURVES, OURS, SNRS, V1, lakes_report, read, report
+from bench.ward_report import (
+    ABLATION,
+    ANSWERS,
+    CURVES,
+    DEFAULT,
+    OURS,
+    SNRS,
+    V1,
+    ablation_report,
+    lakes_report,
+    read,
+    report,
+)
 from spira_train import config as configuration
 from spira_train import extract, featurise, memory, noise, simulate
 from spira_train.audio import as_float, from_flac
@@ -49,7 +62,7 @@ LAKES = (101, 102, 103, 104, 105)
 LAKE = {**CONFOUNDED, "subjects": 900}
 LAKE_SPLIT = {"split.validation": 0.10, "split.test": 0.57}
 EQUAL_LAKES = (201, 202, 203, 204, 205)  # `--same-devices`: patients and controls draw their device alike
-PRESETS = ("default", "ward")  # ours, on the lakes
+PRESETS = (DEFAULT, "ward")  # ours, on the lakes
 # Of v1's recipe: 1000 epochs, a window every second, all windows of a file, fresh noise each epoch, warm-up 1000
 REDUCED = {
     "features.step_seconds": 3,
@@ -161,13 +174,12 @@ class Job:
 
 
 def rows(quick: Mapping[str, Any]) -> list[Job]:
-    """All rows; `quick` overrides every recipe (for a test of this study, not of a model)."""
+    """The rows of the main lake; `quick` overrides every recipe (for a test of this study, not of a model)."""
     v1 = [
         Job(f"v1 {name}", "spira_v1", {**REDUCED, **quick}, counts, ANSWERS if name in CURVES else ANSWERS[:2])
         for name, counts in V1.items()
     ]
-    less = [Job(name, "default", {**change, **quick}, conditions=ANSWERS[:2]) for name, change in ABLATION.items()]
-    return [Job(OURS, "default", dict(quick)), *v1, *([] if quick else less)]
+    return [Job(OURS, DEFAULT, dict(quick)), *v1]
 
 
 def train_row(folder: Path, job: Job, seeds: Sequence[int]) -> None:
@@ -204,11 +216,13 @@ def train_row(folder: Path, job: Job, seeds: Sequence[int]) -> None:
             stream.write(json.dumps(line) + "\n")
 
 
-def lake_jobs(quick: Mapping[str, Any]) -> list[Job]:
-    """The rows that are trained on a lake of their own."""
+def lake_jobs(quick: Mapping[str, Any], ablation: bool) -> list[Job]:
+    """The rows that are trained on a lake of their own; `ablation`: also ours with each ingredient taken away."""
+    less = ABLATION.items() if ablation else ()
     return [
         Job("v1 2/2", "spira_v1", {**REDUCED, **LAKE_SPLIT, **quick}, (2, 2)),
         *(Job(preset, preset, {**LAKE_SPLIT, **quick}) for preset in PRESETS),
+        *(Job(name, DEFAULT, {**LAKE_SPLIT, **change, **quick}) for name, change in less),
     ]
 
 
@@ -222,10 +236,9 @@ def make(folder: Path, settings: Mapping[str, Any], split: Mapping[str, Any]) ->
 
 
 def work_lakes(
-    folder: Path, lakes: Sequence[int], settings: Mapping[str, Any], quick: Mapping[str, Any], processes: int
+    folder: Path, lakes: Sequence[int], settings: Mapping[str, Any], jobs: Sequence[Job], processes: int
 ) -> None:
-    """v1's 2/2 and our presets, once on each lake; a lake's number is its seed and the training's."""
-    jobs = lake_jobs(quick)
+    """Each job once on each lake; a lake's number is its seed and the training's."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         trained = []
         for lake in lakes:
@@ -247,8 +260,7 @@ def work(
         trained = []
         for some in (seeds[:2], seeds[2:]):  # every row twice before any row in full: a study cut short shows all rows
             for job in rows(quick):
-                allowed = [seed for seed in some if job.name not in ABLATION or seed in seeds[:3]]
-                missing = [seed for seed in allowed if (job.name, seed) not in done]
+                missing = [seed for seed in some if (job.name, seed) not in done]
                 if missing:
                     trained.append(pool.submit(train_row, folder, job, missing))
         for one in trained:
@@ -263,6 +275,7 @@ def main() -> None:
     options.add_argument("--tiny", action="store_true", help="one seed, one epoch, a small lake: a test of the study")
     options.add_argument("--lakes", action="store_true", help="v1's 2/2 and our presets, on lakes of their own")
     options.add_argument("--same-devices", action="store_true", help="lakes on which the device tells nothing")
+    options.add_argument("--ablation", action="store_true", help="with --lakes: an ingredient less at a time")
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
     if not chosen.only_report:
@@ -271,13 +284,16 @@ def main() -> None:
         if chosen.lakes:
             lakes = EQUAL_LAKES if chosen.same_devices else LAKES
             settings = {**LAKE, "device": 1 - chosen.same_devices, **fewer}
-            work_lakes(chosen.out, lakes[:2] if chosen.tiny else lakes, settings, quick, chosen.processes)
+            jobs = lake_jobs(quick, chosen.ablation)
+            work_lakes(chosen.out, lakes[:2] if chosen.tiny else lakes, settings, jobs, chosen.processes)
         else:
             seeds = SEEDS[:1] if chosen.tiny else SEEDS
             work(chosen.out, seeds, {**CONFOUNDED, **fewer}, quick, chosen.processes)
     pictures = chosen.pictures or chosen.out
     figure = pictures / ("study-same-devices.svg" if chosen.same_devices else "study-lakes.svg")
     text = lakes_report(chosen.out, figure) if chosen.lakes else report(chosen.out, pictures)
+    if chosen.ablation:
+        text += "\n\n" + ablation_report(chosen.out, pictures / "study-ablation.svg")
     (chosen.out / "tables.md").write_text(text + "\n")
     print(f"{text}\n\n{machine.describe()}")
 

@@ -24,6 +24,8 @@ from spira_train.outcome import BadInput, StepError, TryAgain
 
 HERE = Path(__file__).resolve().parent
 OLDEST_JAVA = 17
+# With two, a core each, there are half again as many answers or more, and one answers while the other starts anew.
+WORKERS = 2
 # Workers talk to the server through Unix sockets in its temporary folder; the kernel allows 107 bytes of path.
 _SOCKET_PATH = 107 - len("/.ts.sock.65535.stdout")
 # What the server may know of the environment that it was started from.
@@ -40,6 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=port, help=f"{name} port (default: {port})")
     for name, port in (("grpc-inference", 7070), ("grpc-management", 7071)):
         parser.add_argument(f"--{name}", type=int, default=port, help=f"port on loopback (default: {port})")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.environ.get("SPIRA_TORCHSERVE_WORKERS") or WORKERS,
+        help=f"processes of each version, 270 MiB each; SPIRA_TORCHSERVE_WORKERS (default: {WORKERS})",
+    )
     options = parser.parse_args(arguments)
     try:
         command, environment = prepare(**vars(options))
@@ -50,12 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
     os.execve(command[0], command, environment)  # noqa: S606 - no shell: the signal must reach Java
 
 
-def prepare(*, store: Path, home: Path, host: str, **ports: int) -> tuple[list[str], dict[str, str]]:
+def prepare(*, store: Path, home: Path, host: str, workers: int, **ports: int) -> tuple[list[str], dict[str, str]]:
     """Make `home` ready and return Java's command line and environment.
 
     ports: inference, management, metrics, grpc_inference, grpc_management. Raises `BadInput` where no Java of at
-    least 17 is found, `TryAgain` where a server already lives in `home`.
+    least 17 is found or no worker is asked for, `TryAgain` where a server already lives in `home`.
     """
+    if workers < 1:
+        raise BadInput(f"workers: {workers}, but a version without a process of its own answers nobody; at least 1")
     store, home, java = store.absolute(), home.absolute(), find_java()
     store.mkdir(parents=True, exist_ok=True)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -66,7 +76,7 @@ def prepare(*, store: Path, home: Path, host: str, **ports: int) -> tuple[list[s
     temporary = _temporary(home)
     settings = home / "config.properties"
     template = Template((HERE / "config.properties").read_text())
-    text = template.substitute(store=store, host=host, metrics_config=HERE / "metrics.yaml", **ports)
+    text = template.substitute(store=store, host=host, workers=workers, metrics_config=HERE / "metrics.yaml", **ports)
     settings.write_text(text + _remembered(home, store))
     server = Path(_located("ts"))
     command = [

@@ -47,6 +47,7 @@ def bless(archive: Path, version: str, golden: Path, limits: Serving) -> dict[st
         server = Server(inference, management, root / "home" / "key_file.json")
         command = [sys.executable, "-m", "serve.launch", "--store", str(root / "models"), "--home", str(root / "home")]
         command += [part for api, port in ports.items() for part in (f"--{api}", str(port))]
+        command += ["--workers", "1"]  # production's are each the same
         with (root / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
         try:

@@ -26,9 +26,9 @@ from spira_train.store import digest_bytes, digest_file, disk_errors
 READY_SECONDS = 120.0
 # Probabilities of one model on one input may differ by rounding between machines, not by more (style.md, trust bars).
 TOLERANCE = 1e-6
-# Eight requests share a forward pass where they come together. While one pass is under way the next eight gather by
-# themselves, so that waiting for company gains nothing: it cost a lone client 5 ms of 14 (bench.serve).
-BATCH, BATCH_DELAY_MS = 8, 1
+# Eight requests may share a forward pass, and nobody waits for company: the shortest wait there is cost a lone client
+# 1.5 ms of 8. Without it TorchServe gives a worker two at most: 64 clients get four answers, not five (bench.serve).
+BATCH, BATCH_DELAY_MS = 8, 0
 
 
 def register(server: Server, archive: Path, version: str, store: Path, *, ready: float = READY_SECONDS) -> str:
@@ -52,9 +52,10 @@ def register(server: Server, archive: Path, version: str, store: Path, *, ready:
     if not same:
         _copy(archive, stored)
     if known:
-        _scale(server, version)  # a register that was killed, or a worker that died
+        _scale(server, known)  # a register that was killed, or a worker that died
     else:
-        params = {"url": stored.name, "model_name": server.name, "initial_workers": "1", "synchronous": "true"}
+        # as many workers as the server was started for
+        params = {"url": stored.name, "model_name": server.name, "synchronous": "true"}
         params |= {"batch_size": str(BATCH), "max_batch_delay": str(BATCH_DELAY_MS)}
         answer = _manage(server, "POST", "/models", params=params, timeout=ready)
         if answer.status_code == 500:  # its worker could not load, yet the version may stay: delete it
@@ -156,7 +157,7 @@ def rollback(server: Server, version: str) -> bool:
     """Give the default requests back to `version`, starting a worker for it where it has none."""
     known = _version(server, version)
     if known and not _ready(known):
-        _scale(server, version)
+        _scale(server, known)
         _wait(server, version, READY_SECONDS, delete=False)
     return promote(server, version)
 
@@ -248,9 +249,12 @@ def _wait(server: Server, version: str, seconds: float, *, delete: bool = True) 
     )
 
 
-def _scale(server: Server, version: str) -> None:
-    params = {"min_worker": "1", "max_worker": "1", "synchronous": "true"}
-    _manage(server, "PUT", f"/models/{server.name}/{version}", params=params, timeout=READY_SECONDS)
+def _scale(server: Server, known: Mapping[str, Any]) -> None:
+    """Start the workers that a version lacks."""
+    count = max(1, int(known["minWorkers"]))
+    params = {"min_worker": count, "max_worker": count, "synchronous": "true"}
+    path = f"/models/{server.name}/{known['modelVersion']}"
+    _manage(server, "PUT", path, params=params, timeout=READY_SECONDS)
 
 
 def _version(server: Server, version: str) -> dict[str, Any] | None:

@@ -292,7 +292,7 @@ def _sound(features: Tensor) -> Tensor:
 
     Padding is digital silence, whose spectrum is flat: all its coefficients but the first are zero.
     """
-    sound = features[:, 0, :, 1:].abs().amax(2) > 1e-2  # (B, frames)
+    sound = features[:, 0].abs()[:, :, 1:].amax(2) > 1e-2  # (B, frames); whole rows are quicker to take the size of
     return sound | ~sound.any(1, keepdim=True)
 
 

@@ -22,12 +22,14 @@ class Running:
     store: Path
     home: Path
     ports: list[int]
+    workers: int = 1  # of each version: a second one would only take the time of the tests
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
         options = [part for name, port in zip(names, self.ports, strict=True) for part in (f"--{name}", str(port))]
         command = [sys.executable, "-m", "serve.launch", "--store", str(self.store), "--home", str(self.home)]
+        options += ["--workers", str(self.workers)]
         with (self.home.parent / "torchserve.log").open("ab") as log:
             self.process = subprocess.Popen(command + options, stdout=log, stderr=log)
         deadline = time.monotonic() + 90

@@ -1,7 +1,7 @@
 """Whether serving keeps its memory: `python -m bench.serve.memory [--requests 100000]`.
 
-wrk asks from eight connections; after each tenth of the requests the resident memory of the worker, of TorchServe's own
-process and of the gateway is read. Half of the requests go through the gateway, which passes them on.
+wrk asks from eight connections; after each tenth of the requests the resident memory of both workers, of TorchServe's
+own process and of the gateway is read. Half of the requests go through the gateway, which passes them on.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     title = f"Resident memory, MiB, over {rows[-1][0]} requests; {lost} not answered with 200"
-    machine.show(title, ("requests", "worker", "TorchServe", "gateway"), rows)
+    machine.show(title, ("requests", *("worker" for _ in rows[0][3:]), "TorchServe", "gateway"), rows)
 
 
 def measure(folder: Path, it: Serving, requests: int) -> tuple[list[tuple[int, ...]], int]:
@@ -54,13 +54,13 @@ def measure(folder: Path, it: Serving, requests: int) -> tuple[list[tuple[int, .
 
 
 def processes(it: Serving) -> list[psutil.Process]:
-    """The worker, the process of TorchServe that started it, and the gateway."""
-    (worker,) = map(psutil.Process, workers(it.models.parent))
-    frontend = worker.parent()
+    """The workers, the process of TorchServe that started them, and the gateway."""
+    found = [psutil.Process(pid) for pid in sorted(workers(it.models.parent))]
+    frontend = found[0].parent()
     port = int(it.gateway.rpartition(":")[2])
-    found = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    listens = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
     assert frontend is not None  # noqa: S101 - for the type checker
-    return [worker, frontend, psutil.Process(found.pop())]
+    return [*found, frontend, psutil.Process(listens.pop())]
 
 
 def memory(watched: list[psutil.Process]) -> tuple[int, ...]:

@@ -98,6 +98,9 @@ class Upstream:
             if answer.status_code == 400 and body.get("type") == "InvalidKeyException":
                 refused = token
                 continue
+            if body.get("message") == "Worker died." and not broken:
+                broken = True  # another one is there; a recording that kills the next as well is not sent a third time
+                continue
             return Reply(answer.status_code, body)
         raise away("the model server takes none of our tokens")
 

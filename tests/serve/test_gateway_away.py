@@ -98,6 +98,7 @@ def fresh(stand_in):
 
 
 BAD_TOKEN = (400, {"code": 400, "type": "InvalidKeyException", "message": "..."})
+DIED = {"type": "InternalServerException", "message": "Worker died."}  # with 500 or 507, as test_launch sees it
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ BAD_TOKEN = (400, {"code": 400, "type": "InvalidKeyException", "message": "..."}
         ([(1, 1.6)], 503, "timeout"),
         ([(0, 0), (0, 0)], 503, "model_server"),
         ([BAD_TOKEN] * 4, 503, "model_server"),
+        ([(507, DIED), (500, DIED)], 503, "model_server_busy"),
     ],
 )
 def test_what_the_model_server_does_wrong(gateway, stand_in, answers, status, error):
@@ -127,8 +129,9 @@ def test_what_the_model_server_does_wrong(gateway, stand_in, answers, status, er
     assert gateway.ask(b"a recording").status_code == 200
 
 
-def test_a_connection_that_broke_is_tried_again(gateway, stand_in):
-    stand_in.answers += [(0, 0)]
+@pytest.mark.parametrize("broken", [(0, 0), (500, DIED), (507, DIED)])
+def test_what_broke_is_tried_again(gateway, stand_in, broken):
+    stand_in.answers += [broken]
     assert gateway.ask(b"a recording").ok
     assert len(stand_in.asked) == 2
 

@@ -1,5 +1,6 @@
 """Starting and stopping: what a restart keeps, and that nothing is left behind."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from servers import Running, running
 
 from serve import launch
 from serve import torchserve as ts
-from spira_train.outcome import BadInput
+from spira_train.outcome import BadInput, Exit
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -91,6 +92,33 @@ def test_a_deep_home_still_finds_room_for_its_sockets(tmp_path: Path) -> None:
     finally:
         own.stop()
         shutil.rmtree((own.home / "tmp.short").read_text())
+
+
+def test_one_worker_answers_while_another_starts_anew(own: Running, tmp_path: Path) -> None:
+    run, _, facts = packaged(tmp_path)
+    own.workers = 2
+    own.start()
+    ts.register(own.server, archive_of(run), facts["version"], own.store)
+    before = own.worker_pids()
+    assert len(before) == 2
+    os.kill(before.pop(), signal.SIGKILL)
+    first = ts.predict(own.server, wav())  # the dead one may get it; the gateway asks again where it reads this
+    assert first.status_code == 200 or first.json()["message"] == "Worker died."
+    assert ts.predict(own.server, wav()).status_code == 200
+    assert own.worker_pids() == before
+    deadline = time.monotonic() + 60
+    while len(own.worker_pids()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(own.worker_pids()) == 2
+
+
+def test_workers_are_counted_from_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, said in (("0", "at least 1"), ("many", "invalid int value")):
+        with pytest.raises(SystemExit) as ended:
+            launch.main(["--home", str(tmp_path), "--workers", wrong])
+        assert ended.value.code in (2, int(Exit.BAD_INPUT))
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_java_is_found_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

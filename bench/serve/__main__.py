@@ -88,6 +88,8 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Iterator[Row]:
                 "empty": (f"{it.server.inference}/predictions/empty", "application/octet-stream", token, sound),
                 "gateway": (f"{it.gateway}/v1/predict", "audio/wav", it.key, sound),
             }
+            for call in sides.values():  # a server lives for weeks: Java has long compiled what it runs
+                load(folder, *call, 8, 4)
             yield in_process(it.run, sound, seconds)
             for clients in chosen.clients:
                 for side, call in sides.items():

@@ -73,3 +73,20 @@ def test_lakes_are_resampled_as_well_as_subjects_and_rows_are_compared_pair_by_p
     assert (same.low, same.mean, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="different recordings"):
         ward_report.across(ours, "clean", theirs[::-1])
+
+
+def test_the_ablation_says_how_far_each_change_is_from_the_default_on_the_lakes_that_both_saw(tmp_path):
+    answered = {
+        101: {"default": lake(101, 0), "no noise": lake(101, 0, 1, 2), "no devices": lake(101)},
+        102: {"default": lake(102, 0), "no noise": lake(102, 0, 1, 2, 3, 4)},
+    }
+    for number, lines in answered.items():
+        place = tmp_path / str(number)
+        place.mkdir()
+        text = "".join(json.dumps(line | {"name": name}) + "\n" for name, line in lines.items())
+        (place / "results.jsonl").write_text(text)
+    table = ward_report.ablation_report(tmp_path, tmp_path / "figure.svg").splitlines()
+    assert [row.split(" | ")[:2] for row in table[2:]] == [["| no devices", "1"], ["| no noise", "2"]]
+    assert "| 100.0, +5.0 [" in table[2]
+    assert "| 80.0, -15.0 [" in table[3]
+    assert b"<svg" in (tmp_path / "figure.svg").read_bytes()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from pages import CHROMIUM, QUIET
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
 PICTURES = os.environ.get("SPIRA_PICTURES", "")
@@ -55,7 +55,12 @@ class Phone:
     def open(self, path: str = "/", password: str = "right", name: str = "demo") -> Page:  # noqa: S107
         """Go to a page and log in, where that is asked."""
         page = self.page
-        page.goto(self.url + path)
+        try:
+            page.goto(self.url + path)
+        except Error as error:  # containers come and go beside the tests, and with them the machine's networks
+            if "ERR_NETWORK_CHANGED" not in str(error):
+                raise
+            page.goto(self.url + path)
         page.wait_for_selector("#login:not([hidden]), #page:not([hidden]), #forbidden:not([hidden])")
         if page.is_visible("#login"):
             page.fill("[name=name]", name)

@@ -114,3 +114,25 @@ def test_by_keyboard_alone(phone, server):
     tab_to(".later button")
     press("Enter")
     assert phone.text(".later .done")
+
+
+@pytest.mark.parametrize("lost", ["**/nurse.js", "**/words.js", "**/v1/session", "**/v1/inferences?*"])
+def test_what_a_changing_network_took_is_fetched_again(phone, lost):
+    left = [1]
+
+    def once(route):
+        route.abort("connectionreset") if left and left.pop() else route.continue_()
+
+    phone.context.route(lost, once)
+    phone.open()
+    assert phone.text("#history-empty")
+    assert not left
+
+
+def test_a_page_that_never_arrives_is_not_loaded_for_ever(phone):
+    asked = []
+    phone.context.route("**/nurse.js", lambda route: (asked.append(1), route.abort("connectionreset")))
+    phone.page.goto(phone.url)
+    phone.until(lambda: len(asked) == 3, "it gave up too early")
+    phone.page.wait_for_timeout(1000)
+    assert len(asked) == 3

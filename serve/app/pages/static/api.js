@@ -17,8 +17,9 @@ let ended = () => {};
 export const remember = (token) => { csrf = token || ''; };
 export const onended = (callback) => { ended = callback; };
 
-// -> {status, body, headers}. json: sent as such; body: sent as it is. seconds: until it counts as unreachable.
-export async function call(method, path, { json, body, headers = {}, seconds = 30 } = {}) {
+// -> {status, body, headers}. json: sent as such; body: sent as it is. seconds: until it counts as unreachable. What only
+// reads is asked once more where it broke off: a network that changes takes every connection with it.
+export async function call(method, path, { json, body, headers = {}, seconds = 30, again = method === 'GET' } = {}) {
   const sent = { Accept: 'application/json', ...headers };
   if (json !== undefined) sent['Content-Type'] = 'application/json';
   if (method !== 'GET' && method !== 'HEAD' && csrf) sent['X-CSRF-Token'] = csrf;
@@ -29,6 +30,7 @@ export async function call(method, path, { json, body, headers = {}, seconds = 3
     answer = await fetch(path, { method, headers: sent, signal, credentials: 'same-origin', cache: 'no-store', body: json === undefined ? body : JSON.stringify(json) });
     text = await answer.text();
   } catch (error) {
+    if (again && navigator.onLine && error.name !== 'TimeoutError') return call(method, path, { headers, seconds, again: false });
     throw new Failure(0, { error: 'network', detail: String(error.message || error) });
   }
   let found = {};

@@ -13,6 +13,7 @@ export const nextLogin = () => new Promise((resolve) => { entered.push(resolve);
 
 // Start a page for those with `role`: callback(person) once, at the first login that may see it.
 export async function start(role, callback) {
+  document.documentElement.dataset.begun = ''; // for arrived.js
   chrome();
   let begun = false;
   const enter = async (found) => {

@@ -161,7 +161,7 @@ def ablation_report(folder: Path, figure: Path) -> str:
     of = by_recipe(folder)
     whole = {line["seed"]: line for line in of[DEFAULT]}
     heads = " | ".join(f"{condition}, and less the default" for condition in CONDITIONS.values())
-    text = [f"| the default with | lakes | {heads} |", "|---|" + "---|" * (len(CONDITIONS) + 1)]
+    text = [f"| changed | lakes | {heads} |", "|---|" + "---|" * (len(CONDITIONS) + 1)]
     ahead: dict[str, dict[str, Accuracy]] = {}
     for name in (n for n in ABLATION if n in of):
         mine = [line for line in of[name] if line["seed"] in whole]

@@ -278,6 +278,8 @@ def main() -> None:
     options.add_argument("--ablation", action="store_true", help="with --lakes: an ingredient less at a time")
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
+    if chosen.ablation and not chosen.lakes:
+        options.error("--ablation compares on lakes: add --lakes")
     if not chosen.only_report:
         quick = {"train.epochs": 1, "noise.variants": 1, "train.patience": 0} if chosen.tiny else {}
         fewer = {"subjects": 40, "noise_tracks": 4} if chosen.tiny else {}
